@@ -1,0 +1,88 @@
+"""What enters and what leaves: array checks, dtype promotion, and the rules for `out`.
+
+Kernels see C-contiguous, aligned, native arrays of one of the six dtypes in COMPUTE, and nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# float16 is computed in float32, every integer in 64 bits, so that sums of products are exact.
+COMPUTE = {
+    "b": np.int64,
+    "i": np.int64,
+    "u": np.uint64,
+    "e": np.float32,
+    "f": np.float32,
+    "d": np.float64,
+    "F": np.complex64,
+    "D": np.complex128,
+}
+
+
+def accept(**arrays):
+    """The arguments as ndarrays of a kind we compute with; None stays None."""
+    return [None if value is None else _array(name, value) for name, value in arrays.items()]
+
+
+def _array(name, value):
+    if type(value) is not np.ndarray:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")
+        try:
+            value = np.asarray(value)
+        except (ValueError, TypeError) as error:
+            raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}") from None
+    if _compute_code(value.dtype) is None:
+        raise TypeError(
+            f"{name} must be of an integer dtype, float16/32/64, complex64/128 or bool, "
+            f"got dtype {value.dtype} in shape {value.shape}"
+        )
+    return value
+
+
+def _compute_code(dtype):
+    """Key of COMPUTE for `dtype`, or None when we do not compute with it (long double among others)."""
+    code = dtype.kind if dtype.kind in "biu" else dtype.char
+    return code if code in COMPUTE else None
+
+
+def dtypes(*arrays):
+    """(dtype of the result, dtype to compute in) by NumPy's promotion of all arrays given.
+
+    Integers widen to 64 bits as in `numpy.sum`.
+    """
+    promoted = np.result_type(*(array.dtype for array in arrays if array is not None))
+    compute = np.dtype(COMPUTE[_compute_code(promoted)])
+    return (compute if promoted.kind in "biu" else promoted.newbyteorder("=")), compute
+
+
+def check_out(out, shape, dtype, **inputs):
+    """Refuse an `out` that cannot take the result, before anything is written to it."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out must have the result's shape {shape}, got shape {out.shape}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"out must have the result's dtype {dtype}, got dtype {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError(f"out must be writable, got a read-only array of shape {out.shape}")
+    if 0 in out.strides and out.size > 1 and any(n > 1 for n, s in zip(out.shape, out.strides) if s == 0):
+        raise ValueError(
+            f"out must have an element of its own for every result, got strides {out.strides} for shape {shape}"
+        )
+    for name, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array, max_work=-1):
+            raise ValueError(f"out must not overlap {name}: the result would overwrite it while it is read")
+
+
+def plain(array, shape, dtype):
+    """`array` as kernels want it, copied only where it must be."""
+    if array.dtype != dtype or not array.dtype.isnative or not array.flags.c_contiguous or not array.flags.aligned:
+        array = np.array(array, dtype=dtype, order="C", copy=True)
+    return array.reshape(shape)
+
+
+def is_plain(array, dtype):
+    """Whether kernels can write `array` in place."""
+    return array.dtype == dtype and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned

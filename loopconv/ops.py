@@ -1,0 +1,614 @@
+"""The public functions: validate, then run one of the three contractions.
+
+A convolution reads `x` and writes `y`; its transpose reads `y` and writes `x`. Both directions, and all
+of their gradients, name two of the three arrays of one :class:`~loopconv.geometry.Geometry`, and the
+contraction that is run is the one that gives the third.
+"""
+
+# mypy: disable-error-code="union-attr"
+# (mypy does not follow `x, w = arrays.accept(x=x, w=w)`, which makes ndarrays of array-likes)
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+from loopconv import arrays, geometry, registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from numpy.typing import ArrayLike
+
+    Ints = int | Sequence[int]
+    Padding = int | str | Sequence[int | tuple[int, int]]
+
+
+class Gradients(NamedTuple):
+    """Gradients with respect to the three arguments of a convolution or of its transpose."""
+
+    input: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+# Which array of the trilinear form each public argument is. The transpose runs the form backwards.
+_CONV = {"x": "x", "w": "w", "grad": "y"}
+_TRANSPOSE = {"x": "y", "w": "w", "grad": "x"}
+_CONTRACTION_FOR = {"y": "forward", "x": "adjoint", "w": "weight"}
+
+
+def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None):
+    """The array of `g` that is not among `given` (public name to ndarray), as the user sees it.
+
+    Where a gradient is given, the other factor is conjugated: that of a complex product a*b with
+    respect to a is ``grad * conj(b)``.
+    """
+    (role,) = {"x", "w", "y"} - {roles[name] for name in given}
+    whole = getattr(g, f"{role}_shape")
+    shape = whole if batched or role == "w" else whole[1:]
+    dtype, compute = arrays.dtypes(*given.values(), bias)
+    if out is not None:
+        arrays.check_out(out, shape, dtype, **given, bias=bias)
+    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute)
+
+    operands = {}
+    for name, array in given.items():
+        if "grad" in given and name != "grad" and compute.kind == "c":
+            array = array.conj()
+        operands[roles[name]] = arrays.plain(array, getattr(g, f"{roles[name]}_shape"), compute)
+    in_place = out is not None and arrays.is_plain(out, compute)
+    operands[role] = out.reshape(whole) if in_place else np.empty(whole, compute)
+    if bias is None:
+        run(g, **operands)
+    else:
+        run(g, **operands, bias=arrays.plain(bias, bias.shape, compute))
+    if out is None:
+        return operands[role].reshape(shape).astype(dtype, copy=False)
+    if not in_place:
+        out[...] = operands[role].reshape(shape)
+    return out
+
+
+def _is_batched(shape, w_shape):
+    return len(shape) == len(w_shape)
+
+
+def _check_grad(grad, expected, batched):
+    expected = expected if batched else expected[1:]
+    if grad.shape != expected:
+        raise ValueError(f"grad must have the output's shape {expected}, got shape {grad.shape}")
+
+
+def _check_bias(bias, channels):
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), one value per output channel, got shape {bias.shape}")
+
+
+# -------------------------------------------------------------------------------------- convolution
+
+
+def conv(
+    x: ArrayLike,
+    w: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Convolve `x` with `w` (the cross-correlation of deep learning: the kernel is not flipped).
+
+    Parameters
+    ----------
+    x : array_like, shape (N, C, \\*input) or (C, \\*input)
+        Input: N images of C channels. Without N, the result has none either.
+    w : array_like, shape (K, C / groups, \\*kernel)
+        Weights. ``w.ndim - 2`` is the number of spatial axes.
+    bias : array_like, shape (K,), optional
+        Added to every pixel of its output channel.
+    stride : int or sequence of int, optional
+        Input pixels between neighbouring windows, at least 1; one for all axes or one per axis.
+    padding : int, sequence, or {'valid', 'same', 'full'}, optional
+        Zeros around the input, in pixels: one number, one per axis, or a (lo, hi) pair per axis.
+        Negative ones crop. 'valid' is 0; 'same' gives ``ceil(n / stride)`` output pixels, an odd pixel going
+        to the end; 'full' is the kernel's extent less one on both sides.
+    dilation : int or sequence of int, optional
+        Input pixels between neighbouring taps, at least 1.
+    groups : int, optional
+        Channels are cut into this many groups that do not see each other. It divides C and K.
+    out : ndarray, optional
+        Where to put the result: of its shape and dtype, writable, apart from the inputs.
+    backend : str, optional
+        A name from `backends`. By default the fastest that takes the case.
+
+    Returns
+    -------
+    ndarray, shape (N, K, \\*output) or (K, \\*output)
+        ``y[n, k, p] = bias[k] + sum over c, r of w[k, c, r] * x[n, c, p*stride + r*dilation - lo]`` with
+        ``(n + lo + hi - dilation*(k-1) - 1) // stride + 1`` pixels on an axis of n pixels and k taps.
+        Its dtype follows NumPy's promotion; integers are summed exactly in 64 bits, float16 in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was, and what would be valid. `out` is untouched then.
+
+    References
+    ----------
+    V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285,
+    sections 2 and 3.
+
+    Examples
+    --------
+    >>> import numpy as np, loopconv
+    >>> loopconv.conv(np.arange(9).reshape(1, 3, 3), [[[[1, 2], [3, 4]]]])
+    array([[[27, 37],
+            [57, 67]]])
+    """
+    x, w, bias = arrays.accept(x=x, w=w, bias=bias)
+    g = geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    _check_bias(bias, g.k)
+    return _contract(
+        g, _CONV, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend
+    )
+
+
+def conv_input_grad(
+    grad: ArrayLike,
+    w: ArrayLike,
+    input_shape: Sequence[int],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Gradient of `conv` with respect to its input: ``C.conj().T`` applied to the output's gradient.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, K, \\*output) or (K, \\*output)
+        Gradient with respect to the output of ``conv(x, w, ...)``.
+    w : array_like, shape (K, C / groups, \\*kernel)
+        The weights of that call.
+    input_shape : sequence of int
+        ``x.shape``. Several input sizes give the same output size, so it has to be said.
+    stride, padding, dilation, groups
+        Those of that call; see `conv`.
+    out, backend
+        See `conv`.
+
+    Returns
+    -------
+    ndarray, shape `input_shape`
+        Zero where no window reached.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv`; also if `grad` does not have the output's shape.
+
+    References
+    ----------
+    Dumoulin and Visin, arXiv:1603.07285, section 4.
+    """
+    grad, w = arrays.accept(grad=grad, w=w)
+    input_shape = geometry.shape_tuple("input_shape", input_shape)
+    g = geometry.conv(
+        input_shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, x_name="input_shape"
+    )
+    batched = _is_batched(input_shape, w.shape)
+    _check_grad(grad, g.y_shape, batched)
+    return _contract(g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend)
+
+
+def conv_weight_grad(
+    grad: ArrayLike,
+    x: ArrayLike,
+    weight_shape: Sequence[int],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Gradient of `conv` with respect to its weights.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, K, \\*output) or (K, \\*output)
+        Gradient with respect to the output of ``conv(x, w, ...)``.
+    x : array_like, shape (N, C, \\*input) or (C, \\*input)
+        The input of that call.
+    weight_shape : sequence of int
+        ``w.shape``. Several kernel sizes give the same output size, so it has to be said.
+    stride, padding, dilation, groups
+        Those of that call; see `conv`.
+    out, backend
+        See `conv`.
+
+    Returns
+    -------
+    ndarray, shape `weight_shape`
+        ``sum over n, p of grad[n, k, p] * conj(x[n, c, p*stride + r*dilation - lo])``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv`; also if `grad` does not have the output's shape.
+    """
+    grad, x = arrays.accept(grad=grad, x=x)
+    weight_shape = geometry.shape_tuple("weight_shape", weight_shape)
+    g = geometry.conv(
+        x.shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, w_name="weight_shape"
+    )
+    batched = _is_batched(x.shape, weight_shape)
+    _check_grad(grad, g.y_shape, batched)
+    return _contract(g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend)
+
+
+def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
+    """Gradient of `conv` with respect to its bias: the sum over images and pixels.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, K, \\*output) or, with ``batched=False``, (K, \\*output)
+        Gradient with respect to the output.
+    batched : bool, optional
+        Whether `grad` has the axis N. Its shape alone does not tell.
+
+    Returns
+    -------
+    ndarray, shape (K,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `grad` is not an array of numbers with those axes.
+    """
+    (grad,) = arrays.accept(grad=grad)
+    axis = 1 if batched else 0
+    if grad.ndim <= axis:
+        raise ValueError(f"grad must have more than {axis} dimensions with batched={batched}, got shape {grad.shape}")
+    dtype, compute = arrays.dtypes(grad)
+    others = tuple(a for a in range(grad.ndim) if a != axis)
+    return grad.sum(axis=others, dtype=compute).astype(dtype, copy=False)
+
+
+def conv_grads(
+    grad: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Gradients:
+    """All gradients of ``conv(x, w, bias, ...)``.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, K, \\*output) or (K, \\*output)
+        Gradient with respect to the output.
+    x, w : array_like
+        The arguments of that call.
+    stride, padding, dilation, groups, backend
+        See `conv`.
+
+    Returns
+    -------
+    Gradients
+        Named tuple ``(input, weight, bias)`` of ndarrays, each of its argument's shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv_input_grad` and `conv_weight_grad`.
+    """
+    grad, x, w = arrays.accept(grad=grad, x=x, w=w)
+    settings: dict[str, Any] = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "backend": backend
+    }  # fmt: skip
+    return Gradients(
+        conv_input_grad(grad, w, x.shape, **settings),
+        conv_weight_grad(grad, x, w.shape, **settings),
+        conv_bias_grad(grad, batched=_is_batched(x.shape, w.shape)),
+    )
+
+
+# --------------------------------------------------------------------------- transposed convolution
+
+
+def conv_transpose(
+    x: ArrayLike,
+    w: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Scatter-add a kernel scaled by each pixel of `x`: the transpose of `conv`, not its inverse.
+
+    Parameters
+    ----------
+    x : array_like, shape (N, C_in, \\*input) or (C_in, \\*input)
+        Input. Without N, the result has none either.
+    w : array_like, shape (C_in, C_out / groups, \\*kernel)
+        Weights: the array that a `conv` from C_out to C_in channels takes.
+    bias : array_like, shape (C_out,), optional
+        Added to every pixel of its output channel.
+    stride : int or sequence of int, optional
+        Output pixels between the kernels of neighbouring input pixels, at least 1.
+    padding : int, sequence, or {'valid', 'same', 'full'}, optional
+        Pixels cropped from the output: one number, one per axis, or a (lo, hi) pair per axis. Negative
+        ones extend it. With 'same' this is the transpose of a 'same' `conv`, with ``n * stride`` output
+        pixels unless `output_size` says another number.
+    output_padding : int or sequence of int, optional
+        Pixels by which the output is longer at its end, less than ``max(stride, dilation)``. They show
+        what the kernels wrote there, or the bias.
+    output_size : int or sequence of int, optional
+        Spatial size of the output, in place of `output_padding`.
+    dilation : int or sequence of int, optional
+        Output pixels between neighbouring taps, at least 1.
+    groups : int, optional
+        Channels are cut into this many groups that do not see each other.
+    out, backend
+        See `conv`.
+
+    Returns
+    -------
+    ndarray, shape (N, C_out, \\*output) or (C_out, \\*output)
+        ``y[n, c, p*stride + r*dilation - lo] += w[k, c, r] * x[n, k, p]`` over all k, p and r, on top of the
+        bias; an axis of n pixels becomes ``(n-1)*stride + dilation*(k-1) + 1 - lo - hi + output_padding``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what it was, and what would be valid. `out` is untouched then.
+
+    References
+    ----------
+    Dumoulin and Visin, arXiv:1603.07285, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np, loopconv
+    >>> x = np.arange(4).reshape(1, 2, 2)
+    >>> loopconv.conv_transpose(x, x[None])
+    array([[[ 0,  0,  1],
+            [ 0,  4,  6],
+            [ 4, 12,  9]]])
+    """
+    x, w, bias = arrays.accept(x=x, w=w, bias=bias)
+    g = geometry.conv_transpose(
+        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, output_size=output_size,
+        dilation=dilation, groups=groups,
+    )  # fmt: skip
+    _check_bias(bias, g.c)
+    return _contract(
+        g, _TRANSPOSE, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend
+    )
+
+
+def conv_transpose_input_grad(
+    grad: ArrayLike,
+    w: ArrayLike,
+    input_shape: Sequence[int],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints | None = None,
+    output_size: Ints | None = None,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Gradient of `conv_transpose` with respect to its input: a convolution with the same weight array.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, C_out, \\*output) or (C_out, \\*output)
+        Gradient with respect to the output of ``conv_transpose(x, w, ...)``.
+    w : array_like, shape (C_in, C_out / groups, \\*kernel)
+        The weights of that call.
+    input_shape : sequence of int
+        ``x.shape``.
+    stride, padding, dilation, groups
+        Those of that call; see `conv_transpose`.
+    output_padding, output_size
+        May be left out, since the shape of `grad` says the same; checked where given.
+    out, backend
+        See `conv`.
+
+    Returns
+    -------
+    ndarray, shape `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv_transpose`; also if `grad` does not have the output's shape.
+    """
+    grad, w = arrays.accept(grad=grad, w=w)
+    input_shape = geometry.shape_tuple("input_shape", input_shape)
+    g = geometry.conv_transpose_of_grad(
+        grad.shape, input_shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
+        output_size=output_size, dilation=dilation, groups=groups, x_name="input_shape",
+    )  # fmt: skip
+    batched = _is_batched(input_shape, w.shape)
+    _check_grad(grad, g.x_shape, batched)
+    return _contract(g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend)
+
+
+def conv_transpose_weight_grad(
+    grad: ArrayLike,
+    x: ArrayLike,
+    weight_shape: Sequence[int],
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints | None = None,
+    output_size: Ints | None = None,
+    dilation: Ints = 1,
+    groups: int = 1,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+) -> np.ndarray:
+    """Gradient of `conv_transpose` with respect to its weights.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, C_out, \\*output) or (C_out, \\*output)
+        Gradient with respect to the output of ``conv_transpose(x, w, ...)``.
+    x : array_like, shape (N, C_in, \\*input) or (C_in, \\*input)
+        The input of that call.
+    weight_shape : sequence of int
+        ``w.shape``.
+    stride, padding, dilation, groups
+        Those of that call; see `conv_transpose`.
+    output_padding, output_size
+        May be left out, since the shape of `grad` says the same; checked where given.
+    out, backend
+        See `conv`.
+
+    Returns
+    -------
+    ndarray, shape `weight_shape`
+        ``sum over n, p of conj(x[n, k, p]) * grad[n, c, p*stride + r*dilation - lo]``, zero outside `grad`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv_transpose`; also if `grad` does not have the output's shape.
+    """
+    grad, x = arrays.accept(grad=grad, x=x)
+    weight_shape = geometry.shape_tuple("weight_shape", weight_shape)
+    g = geometry.conv_transpose_of_grad(
+        grad.shape, x.shape, weight_shape, stride=stride, padding=padding, output_padding=output_padding,
+        output_size=output_size, dilation=dilation, groups=groups, w_name="weight_shape",
+    )  # fmt: skip
+    batched = _is_batched(x.shape, weight_shape)
+    _check_grad(grad, g.x_shape, batched)
+    return _contract(g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend)
+
+
+def conv_transpose_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
+    """Gradient of `conv_transpose` with respect to its bias: the sum over images and pixels.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, C_out, \\*output) or, with ``batched=False``, (C_out, \\*output)
+        Gradient with respect to the output.
+    batched : bool, optional
+        Whether `grad` has the axis N. Its shape alone does not tell.
+
+    Returns
+    -------
+    ndarray, shape (C_out,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `grad` is not an array of numbers with those axes.
+    """
+    return conv_bias_grad(grad, batched=batched)
+
+
+def conv_transpose_grads(
+    grad: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints | None = None,
+    output_size: Ints | None = None,
+    dilation: Ints = 1,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Gradients:
+    """All gradients of ``conv_transpose(x, w, bias, ...)``.
+
+    Parameters
+    ----------
+    grad : array_like, shape (N, C_out, \\*output) or (C_out, \\*output)
+        Gradient with respect to the output.
+    x, w : array_like
+        The arguments of that call.
+    stride, padding, output_padding, output_size, dilation, groups, backend
+        See `conv_transpose_input_grad`.
+
+    Returns
+    -------
+    Gradients
+        Named tuple ``(input, weight, bias)`` of ndarrays, each of its argument's shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv_transpose_input_grad` and `conv_transpose_weight_grad`.
+    """
+    grad, x, w = arrays.accept(grad=grad, x=x, w=w)
+    settings: dict[str, Any] = {
+        "stride": stride, "padding": padding, "output_padding": output_padding, "output_size": output_size,
+        "dilation": dilation, "groups": groups, "backend": backend,
+    }  # fmt: skip
+    return Gradients(
+        conv_transpose_input_grad(grad, w, x.shape, **settings),
+        conv_transpose_weight_grad(grad, x, w.shape, **settings),
+        conv_transpose_bias_grad(grad, batched=_is_batched(x.shape, w.shape)),
+    )
+
+
+# -------------------------------------------------------------------------------- with a rank check
+
+_Function = TypeVar("_Function", bound="Callable[..., np.ndarray]")
+
+
+def _of_rank(function: _Function, rank: int) -> _Function:
+    """`function`, refusing weights of another rank."""
+
+    @wraps(function)
+    def checked(x, w, bias=None, **settings):
+        (w,) = arrays.accept(w=w)
+        if w.ndim != rank + 2:
+            raise ValueError(
+                f"w must have {rank + 2} dimensions for {checked.__name__} (two of channels, then {rank} of the "
+                f"kernel), got shape {w.shape}"
+            )
+        return function(x, w, bias, **settings)
+
+    checked.__name__ = checked.__qualname__ = f"{function.__name__}{rank}d"
+    checked.__doc__ = (
+        f"`{function.__name__}` with {rank} spatial {'axis' if rank == 1 else 'axes'}.\n\n    The same arguments, "
+        f"result and errors as `{function.__name__}`, and a ValueError for a `w` of another rank.\n    "
+    )
+    return checked  # type: ignore[return-value]
+
+
+conv1d = _of_rank(conv, 1)
+conv2d = _of_rank(conv, 2)
+conv3d = _of_rank(conv, 3)
+conv_transpose1d = _of_rank(conv_transpose, 1)
+conv_transpose2d = _of_rank(conv_transpose, 2)
+conv_transpose3d = _of_rank(conv_transpose, 3)

@@ -1,0 +1,178 @@
+"""The one table of implementations; dispatch, tests, `check` and benchmarks all read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from loopconv import threads
+from loopconv.geometry import Geometry
+
+CONTRACTIONS = ("forward", "adjoint", "weight")
+
+
+def _nothing(*_):
+    return None
+
+
+def _always(_):
+    return True
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One contraction on one backend.
+
+    Attributes
+    ----------
+    contraction : {'forward', 'adjoint', 'weight'}
+    backend : str
+        What users write after ``backend=``.
+    load : callable
+        ``load()`` imports what is needed and returns ``run(geometry, x, w, y, bias=None)``, which
+        overwrites one of the arrays with the contraction of the other two: y, x or w in turn. ``bias`` is
+        passed to forward and adjoint only. The arrays are C-contiguous, of the shapes that `geometry`
+        names, and all of the same dtype: float32/64, complex64/128, int64 or uint64.
+    missing : callable
+        ``missing()`` says why this machine cannot run it; None where it can.
+    unsupported : callable
+        ``unsupported(geometry, dtype)`` says why it does not take a case; None where it does.
+    worthwhile : callable
+        ``worthwhile(geometry)``: whether ``backend=None`` should pick it when it could.
+    """
+
+    contraction: str
+    backend: str
+    load: Callable[[], Callable[..., None]]
+    missing: Callable[[], str | None] = _nothing
+    unsupported: Callable[[Geometry, Any], str | None] = _nothing
+    worthwhile: Callable[[Geometry], bool] = _always
+
+
+# In the order of preference: backend=None takes the first that can and is worthwhile.
+_table: list[Implementation] = []
+_loaded: dict[tuple[str, str], Callable[..., None]] = {}
+
+
+def register(implementation: Implementation, *, first: bool = False) -> None:
+    """Add an implementation, at the end of the table or in front, in place of one of the same name.
+
+    Parameters
+    ----------
+    implementation : Implementation
+    first : bool, optional
+        Prefer it over all others when a call names no backend.
+    """
+    name = implementation.contraction, implementation.backend
+    _loaded.pop(name, None)
+    _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
+    _table.insert(0 if first else len(_table), implementation)
+
+
+def implementations() -> tuple[Implementation, ...]:
+    """All rows of the table, in order of preference."""
+    return tuple(_table)
+
+
+def backends() -> dict[str, str]:
+    """Return every backend's name and its state on this machine.
+
+    Returns
+    -------
+    dict
+        In order of preference; the value is ``'ready'``, or the reason why the backend cannot run.
+    """
+    return {row.backend: row.missing() or "ready" for row in _table}
+
+
+def select(contraction: str, backend: str | None, geometry: Geometry, dtype) -> Callable[..., None]:
+    """The function that runs `contraction`: the preferred one, or that of `backend`, or a ValueError."""
+    rows = [row for row in _table if row.contraction == contraction]
+    if backend is not None:
+        rows = [row for row in rows if row.backend == backend]
+        if not rows:
+            raise ValueError(f"backend must be None or one of {', '.join(backends())}, got {backend!r}")
+        if reason := rows[0].missing() or rows[0].unsupported(geometry, dtype):
+            raise ValueError(f"backend={backend!r} cannot run this call: {reason}")
+        return loaded(rows[0])
+    for row in rows:
+        if row.worthwhile(geometry) and not row.unsupported(geometry, dtype) and not row.missing():
+            return loaded(row)
+    raise ValueError(f"backend=None found no backend for {contraction} of {geometry} in {dtype}")
+
+
+def loaded(row: Implementation) -> Callable[..., None]:
+    """The row's function, loaded once."""
+    name = row.contraction, row.backend
+    if name not in _loaded:
+        _loaded[name] = row.load()
+    return _loaded[name]
+
+
+def tolerance(geometry: Geometry, contraction: str, dtype) -> float:
+    """Rounding error allowed per element, as a fraction of the same contraction of absolute values.
+
+    A sum of n products rounds at random by about ``eps * sqrt(n)`` of the sum of their magnitudes at
+    most; 2 is for the product and the bias, and complex products count double. Integers are exact.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        return 0.0
+    return (2 + sqrt(geometry.terms[contraction])) * float(np.finfo(dtype).eps) * (2 if dtype.kind == "c" else 1)
+
+
+# ------------------------------------------------------------------------------- the built-in rows
+
+# Below this many multiply-adds, waking the threads costs more than they save: see `python -m
+# loopconv check`, and benchmarks/ for the measurement.
+PARALLEL_MACS = 200_000
+
+
+def is_parallel_worthwhile(geometry: Geometry) -> bool:
+    """Enough work for more than one thread."""
+    return geometry.macs >= PARALLEL_MACS and threads.get_num_threads() > 1 and not threads.in_forked_child()
+
+
+def _loops_unsupported(geometry, dtype):
+    if geometry.rank > 3:
+        return f"the loops take 1 to 3 spatial axes, this call has {geometry.rank}; backend='reference' takes any"
+    return None
+
+
+def _missing_cython():
+    if find_spec("loopconv.loops.cythonized.forward") is None:
+        return "its extension modules were not built; install loopconv where a C compiler is found"
+    return None
+
+
+def _missing_numba():
+    return None if find_spec("numba") else "numba is not installed"
+
+
+def _load_loops(contraction, execution):
+    driver = getattr(import_module("loopconv.loops.driver"), contraction)
+    return partial(driver, getattr(import_module("loopconv.loops.executions"), execution)(contraction))
+
+
+def _load_reference(contraction):
+    return getattr(import_module("loopconv.reference"), contraction)
+
+
+for _contraction in CONTRACTIONS:
+    for _backend, _missing, _worthwhile in (
+        ("parallel", _missing_numba, is_parallel_worthwhile),
+        ("numba", _missing_numba, _always),
+        ("cython", _missing_cython, _always),
+    ):
+        _load = partial(_load_loops, _contraction, _backend)
+        register(Implementation(_contraction, _backend, _load, _missing, _loops_unsupported, _worthwhile))
+    register(Implementation(_contraction, "reference", partial(_load_reference, _contraction)))
+    _load = partial(_load_loops, _contraction, "python")
+    register(Implementation(_contraction, "python", _load, unsupported=_loops_unsupported))

@@ -1,0 +1,79 @@
+"""How many threads the parallel kernels use."""
+
+from __future__ import annotations
+
+import os
+
+from loopconv.geometry import integer
+
+_requested: int | None = None
+_forked = False
+
+
+def set_num_threads(n: int) -> None:
+    """Let parallel kernels use at most `n` threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More than the processors this process may use has the effect of that number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer or less than 1.
+
+    Notes
+    -----
+    The environment variable ``LOOPCONV_NUM_THREADS`` sets the number at start. Results have the same
+    bits at any number of threads.
+    """
+    global _requested
+    _requested = _positive("n", n)
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that parallel kernels use.
+
+    Returns
+    -------
+    int
+        What `set_num_threads` or ``LOOPCONV_NUM_THREADS`` asked for, and otherwise one thread for
+        every processor this process may use.
+    """
+    global _requested
+    if _requested is None and (text := os.environ.get("LOOPCONV_NUM_THREADS")):
+        try:
+            _requested = _positive("LOOPCONV_NUM_THREADS", int(text))
+        except ValueError:
+            raise ValueError(f"LOOPCONV_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
+    return min(_requested or _available(), _available())
+
+
+def _positive(name, n):
+    if integer(name, n) < 1:
+        raise ValueError(f"{name} must be at least 1, got {n}")
+    return int(n)
+
+
+def _available():
+    """Processors this process may use, or fewer where Numba was told to start fewer threads."""
+    if text := os.environ.get("NUMBA_NUM_THREADS"):
+        return int(text)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_forked_child() -> bool:
+    """Whether this process was forked from one that had loopconv loaded."""
+    return _forked
+
+
+def _mark_forked():
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mark_forked)
