@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from loopconv.geometry import integer
 
@@ -65,14 +68,45 @@ def _available():
     return os.cpu_count() or 1
 
 
+# Below this many multiply-adds, waking a thread (20 to 50 us) costs more than it saves.
+SHARED_MACS = 4_000_000
+
+# Pieces of work per thread: a thread that loses its processor for a while leaves the rest to the others.
+PIECES = 4
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def share(run: Callable[[int, int], None], units: int, macs: int) -> None:
+    """Call ``run(first, last)`` on ranges that cover 0 .. units-1, on as many threads as `macs` are worth."""
+    global _pool
+    workers = min(get_num_threads(), units) if macs >= SHARED_MACS else 1
+    if workers <= 1:
+        run(0, units)
+        return
+    if _pool is None:
+        _pool = ThreadPoolExecutor(_available(), "loopconv")
+    pieces = min(units, PIECES * workers)
+    numbers = itertools.count()  # its next() is atomic
+
+    def work():
+        while (i := next(numbers)) < pieces:
+            run(units * i // pieces, units * (i + 1) // pieces)
+
+    helpers = [_pool.submit(work) for _ in range(workers - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
 def in_forked_child() -> bool:
     """Whether this process was forked from one that had loopconv loaded."""
     return _forked
 
 
 def _mark_forked():
-    global _forked
-    _forked = True
+    global _forked, _pool
+    _forked, _pool = True, None  # the threads of the pool stayed with the parent
 
 
 if hasattr(os, "register_at_fork"):

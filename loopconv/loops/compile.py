@@ -34,7 +34,7 @@ def jit(function, *, parallel=False, fastmath=frozenset()):
     """Compile `function` without the GIL, cached on disk under a name that changes with our sources."""
     name = f"{function.__name__}_{'parallel' if parallel else 'serial'}_{source_hash()}"
     namespace = {**function.__globals__, "prange": numba.prange if parallel else range}
-    renamed = types.FunctionType(function.__code__, namespace, name)
+    renamed = types.FunctionType(function.__code__, namespace, name, closure=function.__closure__)
     renamed.__qualname__, renamed.__module__ = name, function.__module__
     compiled = numba.njit(renamed, nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")
     # Numba raises where no directory can be written; an uncached kernel is slower to start, no more.
@@ -45,7 +45,7 @@ def jit(function, *, parallel=False, fastmath=frozenset()):
 
 @cache
 def source_hash():
-    """Digest of every source file of this package's kernels.
+    """Digest of every source file in the rooms that kernels are in.
 
     Numba's own key leaves out constants, globals and called functions, and does not tell a parallel
     build from a serial one, so all of them go into the name instead.

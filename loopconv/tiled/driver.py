@@ -1,0 +1,207 @@
+"""From a Geometry to the tiled kernels: which tile, which buffers, which share of the work on which thread."""
+
+from functools import cache, lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopconv import threads
+from loopconv.loops.compile import jit
+from loopconv.tiled import pack as packers
+from loopconv.tiled.direct import make_direct
+from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, problem
+from loopconv.tiled.tiles import WEIGHT_CHUNK, direct_tile, lanes, weight_tile
+from loopconv.tiled.weight import make_weight
+from loopconv.tiled.workspace import room
+
+# A call is cut into about this many units of work, so that threads can share them evenly.
+UNITS = 16
+
+
+def forward(geometry, x, w, y, bias=None):
+    """y = C x + bias."""
+    _run_direct(forward_plan(geometry, x.dtype), x, w, y, bias)
+
+
+def adjoint(geometry, x, w, y, bias=None):
+    """x = C.T y + bias."""
+    _run_direct(adjoint_plan(geometry, x.dtype), y, w, x, bias)
+
+
+def weight(geometry, x, w, y):
+    """w = the form without w."""
+    plan = weight_plan(geometry, x.dtype)
+    a, b = (_run_pack(pack, {"x": x, "y": y}[pack.name], plan.macs) for pack in (plan.a, plan.b))
+    partial = w.reshape(1, -1) if plan.parts == 1 else np.empty((plan.parts, w.size), w.dtype)
+
+    def run(first, last):
+        sums = np.empty(plan.sums, w.dtype)
+        plan.kernel(a, b, partial.reshape(-1), sums, plan.tap_a, plan.tap_b, plan.numbers, first, last)
+
+    threads.share(run, plan.units, plan.macs)
+    if plan.parts > 1:
+        np.sum(partial, axis=0, out=w.reshape(-1))
+
+
+class Pack(NamedTuple):
+    """One array's way into its buffer."""
+
+    name: str
+    kernel: Any
+    arguments: tuple  # of the kernel, after the array and the buffer
+    units: int
+    size: int  # of the buffer
+
+
+class DirectPlan(NamedTuple):
+    """All that a forward or adjoint call of one geometry does not have to work out again."""
+
+    source: Pack
+    weights: Pack
+    kernel: Any
+    results: np.ndarray
+    tap_offset: np.ndarray
+    numbers: np.ndarray
+    units: int
+    macs: int
+
+
+class WeightPlan(NamedTuple):
+    """The same for a weight gradient."""
+
+    a: Pack
+    b: Pack
+    kernel: Any
+    tap_a: np.ndarray
+    tap_b: np.ndarray
+    numbers: np.ndarray
+    sums: int
+    parts: int
+    units: int
+    macs: int
+
+
+@cache
+def compiled(make, *sizes):
+    """The kernel that `make(*sizes)` writes, jitted. 'contract' is for what is outside of tiles."""
+    return jit(make(*sizes), fastmath={"contract"})
+
+
+@lru_cache(maxsize=256)
+def forward_plan(geometry, dtype):
+    p = problem(geometry)
+    taps = prod(p.k)
+    w_steps = (p.K * p.C * taps, p.C * taps, taps)
+    return _direct_plan(geometry, dtype, forward_layout(p), (p.C, p.x, p.x_step), (p.K, p.y_step), w_steps)
+
+
+@lru_cache(maxsize=256)
+def adjoint_plan(geometry, dtype):
+    p = problem(geometry)
+    taps = prod(p.k)
+    w_steps = (p.K * p.C * taps, taps, p.C * taps)
+    return _direct_plan(geometry, dtype, adjoint_layout(p), (p.K, p.y, p.y_step), (p.C, p.x_step), w_steps)
+
+
+def _direct_plan(geometry, dtype, layout, source, result, w_steps):
+    """`source` is (channels per group, sizes, steps), `result` (channels per group, steps)."""
+    p = problem(geometry)
+    C, sizes, steps = source
+    M, out_steps = result
+    rows, cols = direct_tile(M, [int(phase[-1]) for phase in layout.results], dtype)
+    width, taps = cols * lanes(dtype), len(layout.tap_offset)
+    row_blocks, tiles = -(-M // rows), -(-max([1, *layout.results[:, -1].tolist()]) // width)
+    units = p.N * p.G * len(layout.results)
+    parts = min(tiles, -(-UNITS // max(units, 1)))
+    blocks = min(max(row_blocks, 1), -(-UNITS // max(units * parts, 1)))
+    numbers = [
+        p.G, M, C, taps, layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
+        p.G * M * out_steps[0], out_steps[0], *layout.step, parts, blocks,
+    ]  # fmt: skip
+    weights = Pack(
+        "w", compiled(packers.make_pack_weights, rows),
+        (layout.tap_weight, layout.results, np.array([M, C, *w_steps], np.int64)),
+        p.G * row_blocks, p.G * row_blocks * rows * C * taps,
+    )  # fmt: skip
+    return DirectPlan(
+        _pack_planes(p, layout, C, sizes, steps, width), weights, compiled(make_direct, lanes(dtype), rows, cols),
+        layout.results, layout.tap_offset, np.array(numbers, np.int64), units * parts * blocks, geometry.macs,
+    )  # fmt: skip
+
+
+def _pack_planes(p, layout, C, sizes, steps, slack):
+    """Pack for the direct kernel; its last tile reads `slack` elements past the last plane."""
+    channels = p.N * p.G * C
+    return Pack(
+        "source", compiled(_make_pack), (steps[:3], sizes, layout.source, _where(p, layout, C, steps)),
+        channels * len(layout.source), channels * layout.channel + slack,
+    )  # fmt: skip
+
+
+def _make_pack():
+    return packers.pack
+
+
+def _where(p, layout, C, steps):
+    """The `layout` argument of the packers."""
+    return (p.G * C, p.G * C * steps[0], layout.lengths, layout.pitches, layout.origin, layout.plane)
+
+
+@lru_cache(maxsize=256)
+def weight_plan(geometry, dtype):
+    p = problem(geometry)
+    x_layout, y_layout = forward_layout(p), dense_layout(p.y)
+    (cost, rows, cols), swapped = min((weight_tile(p.K, p.C, dtype), False), (weight_tile(p.C, p.K, dtype), True))
+    width, taps = cols * lanes(dtype), prod(p.k)
+    x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset, taps)
+    y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(taps, np.int64), p.C * taps)
+    a, b = (x, y) if swapped else (y, x)
+    blocks = -(-a[1] // rows) * -(-b[1] // width) * p.G
+    lines = p.N * p.y[0] * p.y[1]
+    parts = max(1, min(UNITS // max(blocks, 1), lines, geometry.macs // 1_000_000))
+    numbers = [
+        p.N, p.G, a[1], b[1], *p.y, taps, max(1, WEIGHT_CHUNK // p.y[2]), parts,
+        p.G * p.K * p.C * taps, p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4]),
+    ]  # fmt: skip
+    return WeightPlan(
+        _pack_channels_last(p, rows, *a[:5]), _pack_channels_last(p, width, *b[:5]),
+        compiled(make_weight, lanes(dtype), rows, cols), a[5], b[5], np.array(numbers, np.int64),
+        taps * rows * width, parts, blocks * parts, geometry.macs,
+    )  # fmt: skip
+
+
+def _blocks(layout):
+    """(positions of a block, of a slice, of a row)."""
+    return layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2]
+
+
+def _pack_channels_last(p, width, name, C, sizes, steps, layout):
+    units = p.N * p.G * -(-C // width)
+    return Pack(
+        name, compiled(packers.make_pack_channels_last, width),
+        (steps[:3], sizes, layout.source, _where(p, layout, C, steps), C), units, units * layout.channel * width,
+    )  # fmt: skip
+
+
+def _run_pack(pack, array, macs):
+    """The array's buffer, written."""
+    buffer = room(pack.name, pack.size, array.dtype)
+    flat = array.reshape(-1)
+    threads.share(lambda first, last: pack.kernel(flat, buffer, *pack.arguments, first, last), pack.units, macs)
+    return buffer
+
+
+def _run_direct(plan, source, w, out, bias):
+    buffer = _run_pack(plan.source, source, plan.macs)
+    packed = _run_pack(plan.weights, w, plan.macs)
+    if bias is None:
+        bias = np.zeros(out.shape[1], out.dtype)
+    flat = out.reshape(-1)
+    threads.share(
+        lambda first, last: plan.kernel(
+            buffer, packed, flat, bias, plan.results, plan.tap_offset, plan.numbers, first, last
+        ),
+        plan.units,
+        plan.macs,
+    )

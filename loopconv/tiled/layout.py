@@ -1,0 +1,210 @@
+"""Where pixels lie in the flattened buffers of the tiled kernels, and where each tap finds them.
+
+One idea serves every geometry: copy the source of a contraction once into a buffer whose rows have a
+`pitch`, with zeros in the gaps. Then a tap is a constant offset into the flattened buffer, and a run of
+neighbouring result pixels is a run of neighbouring buffer elements, across the ends of rows as well.
+The zeros after a row serve as the padding before the next.
+
+* forward, stride 1: the buffer is padded x.
+* forward, stride s: the buffer is x split into its phases, x[phase::s]; a tap reads one of them.
+* adjoint: the buffer is padded y; each phase of x is a stride-1 sum over the taps that reach it, so the
+  zeros that a stride would insert between the pixels of y are never multiplied.
+"""
+
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+# Images below this many pixels are computed as the slices of one: 4x4 images fill a tile of 48 pixels
+# only together (DCGAN's first layer at batch 16).
+SMALL_IMAGE = 1024
+
+
+class Problem(NamedTuple):
+    """A geometry with three spatial axes; the steps are in elements of the user's arrays."""
+
+    N: int
+    G: int
+    C: int
+    K: int
+    x: tuple
+    k: tuple
+    y: tuple
+    stride: tuple
+    dilation: tuple
+    pad: tuple
+    x_step: tuple  # between channels, slices, rows, columns
+    y_step: tuple
+
+
+def is_folded(g):
+    """Whether the images of a batch become the slices of one image."""
+    return g.rank < 3 and g.batch > 1 and prod(g.output) < SMALL_IMAGE
+
+
+@lru_cache(maxsize=512)
+def problem(g):
+    """The geometry `g` as the tiled kernels see it: unit axes first, small images folded, channels per group."""
+
+    def three(values, unit):
+        return (unit,) * (3 - len(values)) + tuple(values)
+
+    x, y = three(g.input, 1), three(g.output, 1)
+    N, x_slice, y_slice = g.batch, x[1] * x[2], y[1] * y[2]
+    x_channel, y_channel = prod(x), prod(y)
+    if is_folded(g):
+        x, y, N = (g.batch, *x[1:]), (g.batch, *y[1:]), 1
+        x_slice, y_slice = g.c * x_slice, g.k * y_slice
+    return Problem(
+        N, g.groups, g.c // g.groups, g.k // g.groups, x, three(g.kernel, 1), y,
+        three(g.stride, 1), three(g.dilation, 1), three(g.pad, 0),
+        (x_channel, x_slice, x[2], 1), (y_channel, y_slice, y[2], 1),
+    )  # fmt: skip
+
+
+class Axis(NamedTuple):
+    """One axis of a buffer: `length` source pixels with `before` and `after` zeros around, `pitch` apart."""
+
+    length: int
+    before: int
+    after: int
+    pitch: int
+
+
+class Layout(NamedTuple):
+    """What the kernels need to know of one contraction's buffer.
+
+    Attributes
+    ----------
+    source : int64 array (phases of the source, 6)
+        First source pixel and source step of each phase plane, on three axes.
+    lengths, pitches : three ints
+        Source pixels of a plane, and buffer pixels between the starts of neighbours, on each axis.
+    origin, plane, channel : int
+        Where the first source pixel is in a plane; elements of a plane; of a channel with all its planes.
+    results : int64 array (phases of the result, 7)
+        First tap, past the last tap, pixels on three axes, first result element, flat length in the buffer.
+    tap_offset, tap_weight : int64 arrays
+        For every tap of every result phase: its offset in the buffer, and its number in the kernel.
+    step : three ints
+        Result elements between neighbouring pixels of one phase on each axis.
+    """
+
+    source: np.ndarray
+    lengths: tuple
+    pitches: tuple
+    origin: int
+    plane: int
+    channel: int
+    results: np.ndarray
+    tap_offset: np.ndarray
+    tap_weight: np.ndarray
+    step: tuple
+
+
+@lru_cache(maxsize=512)
+def forward_layout(p):
+    """Layout of x for y = C x, and for the weight gradient: phases of x, one phase of y."""
+    taps = [
+        [divmod(r * d - lo, s) for r in range(k)]  # (shift, phase of x)
+        for k, s, d, lo in zip(p.k, p.stride, p.dilation, p.pad)
+    ]
+    axes = [
+        _axis(-(-n // s), o, [(shift, o) for shift, _ in axis_taps])
+        for n, s, o, axis_taps in zip(p.x, p.stride, p.y, taps)
+    ]
+    phases = sorted(set(product(*([phase for _, phase in axis_taps] for axis_taps in taps))))
+    plane, pitches, steps, origin = _plane(axes)
+    offsets = [
+        phases.index(tuple(phase for _, phase in tap)) * plane
+        + origin
+        + sum(shift * step for (shift, _), step in zip(tap, steps))
+        for tap in product(*taps)
+    ]
+    source = np.array([[*phase, *p.stride] for phase in phases], np.int64)
+    results = [[0, len(offsets), *p.y, 0, _flat(p.y, steps)]]
+    lengths = tuple(axis.length for axis in axes)
+    return _layout(
+        source, lengths, pitches, origin, plane, results, offsets, list(range(len(offsets))), p.y_step[1:]
+    )
+
+
+@lru_cache(maxsize=512)
+def adjoint_layout(p):
+    """Layout of y for x = C.T y: y as it is, all phases of x."""
+    phases = [
+        [_adjoint_phase(*axis, phase) for phase in range(axis[2])]
+        for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
+    ]
+    axes = [
+        _axis(
+            o,
+            max(pixels for _, pixels, _ in axis_phases),
+            [(shift, pixels) for _, pixels, taps in axis_phases for _, shift in taps],
+        )
+        for o, axis_phases in zip(p.y, phases)
+    ]
+    plane, pitches, steps, origin = _plane(axes)
+    results, offsets, weights = [], [], []
+    for phase in product(*phases):
+        first = len(offsets)
+        for tap in product(*(taps for _, _, taps in phase)):
+            offsets.append(origin + sum(shift * step for (_, shift), step in zip(tap, steps)))
+            weights.append((tap[0][0] * p.k[1] + tap[1][0]) * p.k[2] + tap[2][0])
+        pixels = [pixels for _, pixels, _ in phase]
+        start = sum(i * step for (i, _, _), step in zip(phase, p.x_step[1:]))
+        results.append([first, len(offsets), *pixels, start, _flat(pixels, steps)])
+    source = np.array([[0, 0, 0, 1, 1, 1]], np.int64)
+    lengths = tuple(axis.length for axis in axes)
+    step = tuple(step * s for step, s in zip(p.x_step[1:], p.stride))
+    return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step)
+
+
+@lru_cache(maxsize=512)
+def dense_layout(sizes):
+    """Layout without gaps of an array of three `sizes`: y for the weight gradient."""
+    source = np.array([[0, 0, 0, 1, 1, 1]], np.int64)
+    return _layout(source, sizes, sizes, 0, prod(sizes), [], [0], [0], (0, 0, 0))
+
+
+def _adjoint_phase(n, k, s, d, lo, phase):
+    """(first pixel of x, pixels, [(tap, shift)]) of the pixels i of x with (i + lo) % s == phase.
+
+    With i + lo = s*u + phase, tap r of that phase brings y[u - (r*d - phase) / s].
+    """
+    u = -((phase - lo) // s)  # the first u with i >= 0
+    first = s * u + phase - lo
+    pixels = max(-(-(n - first) // s), 0)
+    return first, pixels, [(r, u - (r * d - phase) // s) for r in range(k) if (r * d - phase) % s == 0]
+
+
+def _axis(length, pixels, reads):
+    """The axis for `reads`, each a run of n pixels that starts `shift` after the first source pixel."""
+    before = max([0, *(-shift for shift, n in reads if n)])
+    after = max([0, *(shift + n - length for shift, n in reads if n)])
+    return Axis(length, before, after, max(length + max(before, after), pixels, 1))
+
+
+def _plane(axes):
+    """(elements of a plane, pitches, flat steps of the three axes, flat position of the first source pixel)."""
+    pitches = tuple(axis.pitch for axis in axes)
+    steps = (pitches[1] * pitches[2], pitches[2], 1)
+    origin = sum(axis.before * step for axis, step in zip(axes, steps))
+    plane = sum((axis.before + axis.length + axis.after) * step for axis, step in zip(axes, steps))
+    return plane, pitches, steps, origin
+
+
+def _flat(pixels, steps):
+    """Flat positions from the first pixel to past the last."""
+    return sum((n - 1) * step for n, step in zip(pixels, steps)) + 1 if prod(pixels) else 0
+
+
+def _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step):
+    return Layout(
+        source, lengths, pitches, origin, plane, plane * len(source),
+        np.array([row for row in results if row[-1]], np.int64).reshape(-1, 7),
+        np.array(offsets, np.int64), np.array(weights, np.int64), step,
+    )  # fmt: skip
