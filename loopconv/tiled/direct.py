@@ -10,8 +10,8 @@ def make_direct(lanes, rows, cols):
     def direct(buffer, w, out, bias, results, tap_offset, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, group, result phase, pixels, channels)."""
         G, M, C, taps, channel, slice_, row = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-        out_image, out_channel, s0, s1, s2, parts, blocks = (
-            plan[7], plan[8], plan[9], plan[10], plan[11], plan[12], plan[13],
+        out_image, out_channel, s0, s1, s2, parts, blocks, in_place = (
+            plan[7], plan[8], plan[9], plan[10], plan[11], plan[12], plan[13], plan[14],
         )  # fmt: skip
         phases, row_blocks = results.shape[0], (M + rows - 1) // rows
         for unit in range(first, last):
@@ -26,7 +26,8 @@ def make_direct(lanes, rows, cols):
             )  # fmt: skip
             tiles = (flat + width - 1) // width
             for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
-                j = tile * width
+                # where the array itself is the buffer, the last tile ends with it, over the one before
+                j = min(tile * width, flat - width) if in_place else tile * width
                 for r in range(row_blocks * block // blocks, row_blocks * (block + 1) // blocks):
                     # the sum over channels and taps; w holds its factors in this order
                     acc = tile_zeros(buffer, lanes, rows, cols)

@@ -10,8 +10,9 @@ from loopconv import threads
 from loopconv.loops.compile import jit
 from loopconv.tiled import pack as packers
 from loopconv.tiled.direct import make_direct
-from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, problem
-from loopconv.tiled.tiles import WEIGHT_CHUNK, direct_tile, lanes, weight_tile
+from loopconv.tiled.dots import make_dots
+from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, is_in_place, problem
+from loopconv.tiled.tiles import WEIGHT_CHUNK, direct_tile, dots_tile, lanes, weight_tile
 from loopconv.tiled.weight import make_weight
 from loopconv.tiled.workspace import room
 
@@ -31,17 +32,32 @@ def adjoint(geometry, x, w, y, bias=None):
 
 def weight(geometry, x, w, y):
     """w = the form without w."""
-    plan = weight_plan(geometry, x.dtype)
-    a, b = (_run_pack(pack, {"x": x, "y": y}[pack.name], plan.macs) for pack in (plan.a, plan.b))
-    partial = w.reshape(1, -1) if plan.parts == 1 else np.empty((plan.parts, w.size), w.dtype)
+    if not geometry.macs:
+        w[...] = 0
+    elif has_few_channels(geometry, x.dtype):
+        _run_dots(dots_plan(geometry, x.dtype), x, w, y)
+    else:
+        _run_weight(weight_plan(geometry, x.dtype), x, w, y)
 
-    def run(first, last):
-        sums = np.empty(plan.sums, w.dtype)
-        plan.kernel(a, b, partial.reshape(-1), sums, plan.tap_a, plan.tap_b, plan.numbers, first, last)
 
-    threads.share(run, plan.units, plan.macs)
-    if plan.parts > 1:
-        np.sum(partial, axis=0, out=w.reshape(-1))
+@lru_cache(maxsize=256)
+def has_few_channels(geometry, dtype):
+    """Whether dot products along rows cost less than outer products of channels that leave lanes empty."""
+    p = problem(geometry)
+    outer = min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0]
+    return dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)[0] < outer * prod(p.k)
+
+
+class DotsPlan(NamedTuple):
+    """A weight gradient of few channels."""
+
+    source: Any
+    kernel: Any
+    tap_offset: np.ndarray
+    numbers: np.ndarray
+    parts: int
+    units: int
+    macs: int
 
 
 class Pack(NamedTuple):
@@ -57,7 +73,7 @@ class Pack(NamedTuple):
 class DirectPlan(NamedTuple):
     """All that a forward or adjoint call of one geometry does not have to work out again."""
 
-    source: Pack
+    source: Pack | None  # None: read in place
     weights: Pack
     kernel: Any
     results: np.ndarray
@@ -112,12 +128,14 @@ def _direct_plan(geometry, dtype, layout, source, result, w_steps):
     rows, cols = direct_tile(M, [int(phase[-1]) for phase in layout.results], dtype)
     width, taps = cols * lanes(dtype), len(layout.tap_offset)
     row_blocks, tiles = -(-M // rows), -(-max([1, *layout.results[:, -1].tolist()]) // width)
+    # a copy has room after its end for what the last tile reads past it
+    in_place = is_in_place(layout, sizes) and p.N == geometry.batch and min(layout.results[:, -1], default=0) >= width
     units = p.N * p.G * len(layout.results)
     parts = min(tiles, -(-UNITS // max(units, 1)))
     blocks = min(max(row_blocks, 1), -(-UNITS // max(units * parts, 1)))
     numbers = [
         p.G, M, C, taps, layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
-        p.G * M * out_steps[0], out_steps[0], *layout.step, parts, blocks,
+        p.G * M * out_steps[0], out_steps[0], *layout.step, parts, blocks, in_place,
     ]  # fmt: skip
     weights = Pack(
         "w", compiled(packers.make_pack_weights, rows),
@@ -125,7 +143,7 @@ def _direct_plan(geometry, dtype, layout, source, result, w_steps):
         p.G * row_blocks, p.G * row_blocks * rows * C * taps,
     )  # fmt: skip
     return DirectPlan(
-        _pack_planes(p, layout, C, sizes, steps, width), weights, compiled(make_direct, lanes(dtype), rows, cols),
+        None if in_place else _pack_planes(p, layout, C, sizes, steps, width), weights, compiled(make_direct, lanes(dtype), rows, cols),
         layout.results, layout.tap_offset, np.array(numbers, np.int64), units * parts * blocks, geometry.macs,
     )  # fmt: skip
 
@@ -158,8 +176,7 @@ def weight_plan(geometry, dtype):
     y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(taps, np.int64), p.C * taps)
     a, b = (x, y) if swapped else (y, x)
     blocks = -(-a[1] // rows) * -(-b[1] // width) * p.G
-    lines = p.N * p.y[0] * p.y[1]
-    parts = max(1, min(UNITS // max(blocks, 1), lines, geometry.macs // 1_000_000))
+    parts = _parts(blocks, p, geometry.macs)
     numbers = [
         p.N, p.G, a[1], b[1], *p.y, taps, max(1, WEIGHT_CHUNK // p.y[2]), parts,
         p.G * p.K * p.C * taps, p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4]),
@@ -169,6 +186,64 @@ def weight_plan(geometry, dtype):
         compiled(make_weight, lanes(dtype), rows, cols), a[5], b[5], np.array(numbers, np.int64),
         taps * rows * width, parts, blocks * parts, geometry.macs,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def dots_plan(geometry, dtype):
+    p = problem(geometry)
+    layout = forward_layout(p)
+    _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)
+    source = None
+    if not (is_in_place(layout, p.x) and p.N == geometry.batch):
+        source = _pack_planes(p, layout, p.C, p.x, p.x_step, 0)
+    units = p.G * -(-p.K // rows) * p.C
+    parts = _parts(units, p, geometry.macs)
+    numbers = [
+        p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3]
+    ]  # fmt: skip
+    return DotsPlan(
+        source, compiled(make_dots, lanes(dtype), rows, cols), layout.tap_offset, np.array(numbers, np.int64), parts,
+        units * parts, geometry.macs,
+    )  # fmt: skip
+
+
+def _parts(units, p, macs):
+    """Into how many sums to cut the pixels; it must not depend on the number of threads, as the bits do on it."""
+    return max(1, min(UNITS // units, p.N * p.y[0] * p.y[1], macs // 1_000_000))
+
+
+def _run_dots(plan, x, w, y):
+    buffer = x.reshape(-1) if plan.source is None else _run_pack(plan.source, x, plan.macs)
+    partial = _partial(plan, w)
+    threads.share(
+        lambda first, last: plan.kernel(
+            buffer, y.reshape(-1), partial.reshape(-1), plan.tap_offset, plan.numbers, first, last
+        ),
+        plan.units, plan.macs,
+    )  # fmt: skip
+    _add_up(partial, w)
+
+
+def _run_weight(plan, x, w, y):
+    a, b = (_run_pack(pack, {"x": x, "y": y}[pack.name], plan.macs) for pack in (plan.a, plan.b))
+    partial = _partial(plan, w)
+
+    def run(first, last):
+        sums = np.empty(plan.sums, w.dtype)
+        plan.kernel(a, b, partial.reshape(-1), sums, plan.tap_a, plan.tap_b, plan.numbers, first, last)
+
+    threads.share(run, plan.units, plan.macs)
+    _add_up(partial, w)
+
+
+def _partial(plan, w):
+    """Room for one result per part: `w` itself where there is one part."""
+    return w.reshape(1, -1) if plan.parts == 1 else np.empty((plan.parts, w.size), w.dtype)
+
+
+def _add_up(partial, w):
+    if len(partial) > 1:
+        np.sum(partial, axis=0, out=w.reshape(-1))
 
 
 def _blocks(layout):
@@ -193,7 +268,7 @@ def _run_pack(pack, array, macs):
 
 
 def _run_direct(plan, source, w, out, bias):
-    buffer = _run_pack(plan.source, source, plan.macs)
+    buffer = source.reshape(-1) if plan.source is None else _run_pack(plan.source, source, plan.macs)
     packed = _run_pack(plan.weights, w, plan.macs)
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)

@@ -188,12 +188,17 @@ def _axis(length, pixels, reads):
     return Axis(length, before, after, max(length + max(before, after), pixels, 1))
 
 
+def is_in_place(layout, sizes):
+    """Whether the source array can be read as it is: one plane without gaps, so that no tap meets padding."""
+    return len(layout.source) == 1 and layout.plane == prod(sizes) and layout.pitches == layout.lengths == sizes
+
+
 def _plane(axes):
     """(elements of a plane, pitches, flat steps of the three axes, flat position of the first source pixel)."""
     pitches = tuple(axis.pitch for axis in axes)
     steps = (pitches[1] * pitches[2], pitches[2], 1)
     origin = sum(axis.before * step for axis, step in zip(axes, steps))
-    plane = sum((axis.before + axis.length + axis.after) * step for axis, step in zip(axes, steps))
+    plane = sum((axis.before + axis.length + axis.after - 1) * step for axis, step in zip(axes, steps)) + 1
     return plane, pitches, steps, origin
 
 

@@ -68,6 +68,35 @@ def tile_outer(typing, tile, a, i, step, b, j):
 
 
 @intrinsic
+def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
+    """tile[m, n, :] + a[i + m*step :] * b[j + offsets[t + n] :], the first `count` of `lanes` elements of each.
+
+    Adding up the lanes at the end gives the dot products of rows of `a` with shifted runs of `b`. What lies
+    past `count` is not read.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        acc, a_, i_, step_, b_, j_, offsets_, t_, count_ = arguments
+        mask = _first(builder, count_, tile.lanes)
+        begin = _address(context, builder, b, b_, j_)
+        shifts = _address(context, builder, offsets, offsets_, t_)
+        columns = []
+        for n in range(tile.cols):
+            shift = builder.load(builder.gep(shifts, [_INT64(n)]))
+            columns.append(_masked_load(builder, builder.gep(begin, [shift]), tile.vector, mask))
+        rows = _address(context, builder, a, a_, i_)
+        for m in range(tile.rows):
+            row = _masked_load(builder, builder.gep(rows, [builder.mul(step_, _INT64(m))]), tile.vector, mask)
+            for n in range(tile.cols):
+                at = m * tile.cols + n
+                acc = builder.insert_value(acc, _fma(builder, row, columns[n], builder.extract_value(acc, at)), at)
+        return acc
+
+    i64 = types.int64
+    return tile(tile, a, i64, i64, b, i64, offsets, i64, i64), codegen
+
+
+@intrinsic
 def pointer(typing, array, index):
     """Pointer to array[index], for loops that index it without Numba's test for negative numbers."""
     kind = types.CPointer(array.dtype)
@@ -119,3 +148,21 @@ def _fma(builder, a, b, c):
     return builder.call(
         cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{a.type.count}{suffix}"), [a, b, c]
     )
+
+
+def _first(builder, count, lanes):
+    """A mask of the first `count` lanes."""
+    numbers = ir.VectorType(_INT32, lanes)
+    limit = _splat(builder, builder.trunc(count, _INT32), numbers)
+    return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), limit)
+
+
+def _masked_load(builder, pointer, vector, mask):
+    """The masked lanes from memory and zeros in the others."""
+    element, size = ("f32", 4) if isinstance(vector.element, ir.FloatType) else ("f64", 8)
+    place = vector.as_pointer()
+    kind = ir.FunctionType(vector, [place, _INT32, mask.type, vector])
+    load = cgutils.get_or_insert_function(
+        builder.module, kind, f"llvm.masked.load.v{vector.count}{element}.p0v{vector.count}{element}"
+    )
+    return builder.call(load, [builder.bitcast(pointer, place), _INT32(size), mask, ir.Constant(vector, None)])

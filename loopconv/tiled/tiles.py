@@ -61,6 +61,25 @@ def weight_tile(MA, MB, dtype):
     return cost(best), *best
 
 
+def dots_tile(K, C, taps, Q, dtype):
+    """(cost, rows, cols) for the kernel of dot products along rows of Q pixels; cost as of `weight_tile` x taps."""
+    n, room = lanes(dtype), registers() - 2
+
+    def cost(tile):
+        rows, cols = tile
+        step = max(rows * cols, rows + cols, 8) + 2
+        return -(-K // rows) * C * -(-taps // cols) * step * -(-Q // n) / Q
+
+    fitting = [
+        (rows, cols)
+        for rows in range(1, min(K, 5) + 1)
+        for cols in range(1, min(taps, 9) + 1)
+        if rows * cols + min(rows, cols) < room
+    ]
+    best = min(fitting, key=cost)
+    return cost(best), *best
+
+
 def _step(rows, cols):
     """Relative time of one step of a tile: its FMAs or its loads, but no less than hides an FMA's latency."""
     return max(rows * cols, 2 * cols + rows / 2, 12) + 1
