@@ -21,12 +21,14 @@ COMPUTE = {
 
 
 def accept(**arrays):
-    """The arguments as ndarrays of a kind we compute with; None stays None."""
-    return [None if value is None else _array(name, value) for name, value in arrays.items()]
+    """The arguments as ndarrays of a kind we compute with; a bias may be None."""
+    return [None if value is None and name == "bias" else _array(name, value) for name, value in arrays.items()]
 
 
 def _array(name, value):
     if type(value) is not np.ndarray:
+        if value is None:
+            raise TypeError(f"{name} must be an array of numbers, got None")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")
         try:
@@ -61,19 +63,31 @@ def check_out(out, shape, dtype, **inputs):
     """Refuse an `out` that cannot take the result, before anything is written to it."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must not be a masked array; pass its data, for example out.data, got shape {out.shape}")
     if out.shape != shape:
         raise ValueError(f"out must have the result's shape {shape}, got shape {out.shape}")
     if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}, got dtype {out.dtype}")
     if not out.flags.writeable:
         raise ValueError(f"out must be writable, got a read-only array of shape {out.shape}")
-    if 0 in out.strides and out.size > 1 and any(n > 1 for n, s in zip(out.shape, out.strides) if s == 0):
+    if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(
             f"out must have an element of its own for every result, got strides {out.strides} for shape {shape}"
         )
     for name, array in inputs.items():
         if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array, max_work=-1):
             raise ValueError(f"out must not overlap {name}: the result would overwrite it while it is read")
+
+
+def _overlaps_itself(array):
+    """Whether elements may share memory: whether some stride is shorter than what the smaller ones span."""
+    span = array.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape) if n > 1):
+        if stride < span:
+            return array.size > 1
+        span += stride * (n - 1)
+    return False
 
 
 def plain(array, shape, dtype):

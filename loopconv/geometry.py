@@ -102,64 +102,75 @@ def extents(kernel, dilation):
 
 
 def integer(name, value):
-    """`value` as an int; floats, NaN, bools and strings are refused."""
-    if type(value) is int:
+    """`value` as an int of 64 bits; floats, NaN, bools and strings are refused."""
+    if type(value) is int and -(2**63) <= value < 2**63:
         return value
-    if isinstance(value, bool) or type(value).__name__ == "bool":
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if isinstance(value, bool) or getattr(value, "dtype", None) == "bool":
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
-        return operator.index(value)
+        value = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit in 64 bits, got {value}")
+    return value
+
+
+def shown(value):
+    """`repr` of what was given, for one line of an error."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-16:]}"
+
+
+def _is_sequence(value):
+    return hasattr(value, "__iter__") and getattr(value, "ndim", 1) != 0
 
 
 def _entries(name, value, rank, form):
     """The `rank` entries of a sequence; `form` says what would be valid."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name} must be {form}, got {value!r}")
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be {form}, got {shown(value)}")
     entries = tuple(value)
     if len(entries) != rank:
-        raise ValueError(f"{name} must be {form}: {rank} for this {rank}-D call, got {len(entries)} in {value!r}")
+        raise ValueError(f"{name} must be {form}: {rank} for this {rank}-D call, got {len(entries)} in {shown(value)}")
     return entries
 
 
 def per_axis(name, value, rank, least):
     """One int for every axis, from an int or a sequence of `rank` ints, each at least `least`."""
-    if type(value) is int:
-        axes = (value,) * rank
-    elif hasattr(value, "__iter__"):
+    if type(value) is not int and _is_sequence(value):
         axes = tuple(integer(name, entry) for entry in _entries(name, value, rank, "an int or one int per axis"))
     else:
         axes = (integer(name, value),) * rank
     if any(entry < least for entry in axes):
-        raise ValueError(f"{name} must be at least {least} on every axis, got {value!r}")
+        raise ValueError(f"{name} must be at least {least} on every axis, got {shown(value)}")
     return axes
 
 
 def padding_pairs(padding, rank):
     """`padding` as a word of PADDING_WORDS or as one (lo, hi) pair of ints for every axis."""
     if type(padding) is int:
-        return ((padding, padding),) * rank
+        return ((integer("padding", padding),) * 2,) * rank
     if isinstance(padding, str):
         if padding not in PADDING_WORDS:
             raise ValueError(f"padding must be ints or one of {', '.join(PADDING_WORDS)}, got {padding!r}")
         return padding
     form = "an int, one int or (lo, hi) pair per axis, or one of " + ", ".join(PADDING_WORDS)
-    if not hasattr(padding, "__iter__"):
+    if not _is_sequence(padding):
         return padding_pairs(integer("padding", padding), rank)
     pairs = []
     for entry in _entries("padding", padding, rank, form):
-        pair = tuple(entry) if hasattr(entry, "__iter__") and not isinstance(entry, str) else (entry, entry)
+        pair = tuple(entry) if _is_sequence(entry) and not isinstance(entry, str) else (entry, entry)
         if len(pair) != 2:
-            raise ValueError(f"padding must have (lo, hi) pairs, got {entry!r} in {padding!r}")
+            raise ValueError(f"padding must have (lo, hi) pairs, got {shown(entry)} in {shown(padding)}")
         pairs.append((integer("padding", pair[0]), integer("padding", pair[1])))
     return tuple(pairs)
 
 
 def shape_tuple(name, shape):
     """`shape` as a tuple of non-negative ints."""
-    if isinstance(shape, (str, bytes)) or not hasattr(shape, "__iter__"):
-        raise TypeError(f"{name} must be a tuple of ints, got {shape!r}")
+    if isinstance(shape, (str, bytes)) or not _is_sequence(shape):
+        raise TypeError(f"{name} must be a tuple of ints, got {shown(shape)}")
     sizes = tuple(integer(name, size) for size in shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"{name} must have no negative sizes, got {shape!r}")
@@ -182,13 +193,18 @@ def _word_pads(word, sizes, extent, stride):
     return tuple((total // 2, total - total // 2) for total in totals)
 
 
-def _check_weight(x_name, x_shape, w_name, w_shape, groups):
-    """Checks shared by both directions; returns (rank, batch, channels of the array x_name)."""
-    rank = len(w_shape) - 2
-    if rank < 1:
+def _rank(w_name, w_shape):
+    """Number of spatial axes."""
+    if len(w_shape) < 3:
         raise ValueError(
             f"{w_name} must have 3 or more dimensions (two of channels, then the kernel), got shape {w_shape}"
         )
+    return len(w_shape) - 2
+
+
+def _check_weight(x_name, x_shape, w_name, w_shape, groups):
+    """Checks shared by both directions; returns (rank, batch, channels of the array x_name)."""
+    rank = len(w_shape) - 2
     if min(w_shape[2:]) < 1:
         raise ValueError(f"{w_name} must have a kernel of at least 1 tap on every axis, got shape {w_shape}")
     if len(x_shape) not in (rank + 1, rank + 2):
@@ -208,7 +224,7 @@ def conv(x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, x_name=
 
     ``o = (n + lo + hi - e) // s + 1`` with ``e = d*(k-1) + 1``.
     """
-    rank = max(len(w_shape) - 2, 0)
+    rank = _rank(w_name, w_shape)
     return _conv(
         x_shape,
         w_shape,
@@ -257,7 +273,7 @@ def conv_transpose(
     ``padding='same'`` the result is the adjoint of the 'same' convolution of N pixels,
     ``N = n*s`` unless `output_size` says another.
     """
-    rank = max(len(w_shape) - 2, 0)
+    rank = _rank(w_name, w_shape)
     if output_size is not None:
         output_size = per_axis(size_name, output_size, rank, 0)
     return _conv_transpose(
@@ -343,13 +359,10 @@ def _transposed_sizes(sizes, extent, stride, dilation, pads, output_padding, out
                     f"output_padding must be less than max(stride, dilation) = {limit} on spatial axis {axis}, "
                     f"got {output_padding[axis]}"
                 )
-            if N < 0:
-                raise ValueError(
-                    f"padding must leave an output: on spatial axis {axis} padding {lo} + {hi} crops more than the "
-                    f"{base + lo + hi} pixels that {n} input pixels scatter to, got output size {N}"
-                )
+            _check_output_left(axis, N, base, n, lo, hi)
         else:
             N = output_size[axis]
+            _check_output_left(axis, base + limit - 1, base, n, lo, hi)
             if not base <= N < base + limit:
                 raise ValueError(
                     f"{size_name} must be {_choices(base, base + limit - 1)} on spatial axis {axis} "
@@ -357,6 +370,14 @@ def _transposed_sizes(sizes, extent, stride, dilation, pads, output_padding, out
                 )
         wanted.append(N)
     return tuple(wanted)
+
+
+def _check_output_left(axis, most, base, n, lo, hi):
+    if most < 0:
+        raise ValueError(
+            f"padding must leave an output: on spatial axis {axis} padding {lo} + {hi} crops more than the "
+            f"{base + lo + hi} pixels that {n} input pixels scatter to, got output size {most}"
+        )
 
 
 def conv_transpose_of_grad(
@@ -368,10 +389,12 @@ def conv_transpose_of_grad(
     keywords of the forward call can be passed on as they are.
     """
     if output_padding is None and output_size is None:
-        rank = max(len(w_shape) - 2, 0)
+        x_name, w_name = settings.get("x_name", "x"), settings.get("w_name", "w")
+        rank = _rank(w_name, w_shape)
+        _check_weight(x_name, x_shape, w_name, w_shape, integer("groups", settings["groups"]))
         if len(grad_shape) <= rank:
             raise ValueError(f"grad must have {len(x_shape)} dimensions, as the output has, got shape {grad_shape}")
-        output_size, settings["size_name"] = grad_shape[len(grad_shape) - rank :], "grad"
+        output_size, settings["size_name"] = grad_shape[-rank:], f"grad of shape {grad_shape}"
     return conv_transpose(
         x_shape,
         w_shape,

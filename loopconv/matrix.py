@@ -74,7 +74,7 @@ def conv_matrix(
     """
     (w,) = arrays.accept(w=w)
     input_shape = geometry.shape_tuple("input_shape", input_shape)
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     g = geometry.conv(
         input_shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, x_name="input_shape"

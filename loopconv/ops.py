@@ -322,6 +322,7 @@ def conv_grads(
     settings: dict[str, Any] = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "backend": backend
     }  # fmt: skip
+    geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return Gradients(
         conv_input_grad(grad, w, x.shape, **settings),
         conv_weight_grad(grad, x, w.shape, **settings),
@@ -573,6 +574,10 @@ def conv_transpose_grads(
         "stride": stride, "padding": padding, "output_padding": output_padding, "output_size": output_size,
         "dilation": dilation, "groups": groups, "backend": backend,
     }  # fmt: skip
+    geometry.conv_transpose_of_grad(
+        grad.shape, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
+        output_size=output_size, dilation=dilation, groups=groups,
+    )  # fmt: skip
     return Gradients(
         conv_transpose_input_grad(grad, w, x.shape, **settings),
         conv_transpose_weight_grad(grad, x, w.shape, **settings),

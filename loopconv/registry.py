@@ -70,6 +70,10 @@ def register(implementation: Implementation, *, first: bool = False) -> None:
     first : bool, optional
         Prefer it over all others when a call names no backend.
     """
+    if not isinstance(implementation, Implementation):
+        raise TypeError(f"implementation must be an Implementation, got {implementation!r}")
+    if implementation.contraction not in CONTRACTIONS:
+        raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {implementation.contraction!r}")
     name = implementation.contraction, implementation.backend
     _loaded.pop(name, None)
     _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
@@ -96,9 +100,10 @@ def select(contraction: str, backend: str | None, geometry: Geometry, dtype) -> 
     """The function that runs `contraction`: the preferred one, or that of `backend`, or a ValueError."""
     rows = [row for row in _table if row.contraction == contraction]
     if backend is not None:
-        rows = [row for row in rows if row.backend == backend]
+        names = ", ".join(row.backend for row in rows)
+        rows = [row for row in rows if isinstance(backend, str) and row.backend == backend]
         if not rows:
-            raise ValueError(f"backend must be None or one of {', '.join(backends())}, got {backend!r}")
+            raise ValueError(f"backend must be None or one of {names}, got {backend!r}")
         if reason := rows[0].missing() or rows[0].unsupported(geometry, dtype):
             raise ValueError(f"backend={backend!r} cannot run this call: {reason}")
         return loaded(rows[0])
@@ -146,6 +151,11 @@ def _loops_unsupported(geometry, dtype):
     return None
 
 
+def _parallel_unsupported(geometry, dtype):
+    threads.get_num_threads()  # a bad LOOPCONV_NUM_THREADS has to be known before anything is written
+    return _loops_unsupported(geometry, dtype)
+
+
 def _missing_cython():
     if find_spec("loopconv.loops.cythonized.forward") is None:
         return "its extension modules were not built; install loopconv where a C compiler is found"
@@ -166,13 +176,13 @@ def _load_reference(contraction):
 
 
 for _contraction in CONTRACTIONS:
-    for _backend, _missing, _worthwhile in (
-        ("parallel", _missing_numba, is_parallel_worthwhile),
-        ("numba", _missing_numba, _always),
-        ("cython", _missing_cython, _always),
+    for _backend, _missing, _unsupported, _worthwhile in (
+        ("parallel", _missing_numba, _parallel_unsupported, is_parallel_worthwhile),
+        ("numba", _missing_numba, _loops_unsupported, _always),
+        ("cython", _missing_cython, _loops_unsupported, _always),
     ):
         _load = partial(_load_loops, _contraction, _backend)
-        register(Implementation(_contraction, _backend, _load, _missing, _loops_unsupported, _worthwhile))
+        register(Implementation(_contraction, _backend, _load, _missing, _unsupported, _worthwhile))
     register(Implementation(_contraction, "reference", partial(_load_reference, _contraction)))
     _load = partial(_load_loops, _contraction, "python")
     register(Implementation(_contraction, "python", _load, unsupported=_loops_unsupported))

@@ -62,7 +62,10 @@ def _positive(name, n):
 def _available():
     """Processors this process may use, or fewer where Numba was told to start fewer threads."""
     if text := os.environ.get("NUMBA_NUM_THREADS"):
-        return int(text)
+        try:
+            return _positive("NUMBA_NUM_THREADS", int(text))
+        except ValueError:
+            raise ValueError(f"NUMBA_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

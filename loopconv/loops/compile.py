@@ -51,7 +51,7 @@ def source_hash():
     build from a serial one, so all of them go into the name instead.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].glob("*/*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -127,9 +127,7 @@ def forward_layout(p):
     source = np.array([[*phase, *p.stride] for phase in phases], np.int64)
     results = [[0, len(offsets), *p.y, 0, _flat(p.y, steps)]]
     lengths = tuple(axis.length for axis in axes)
-    return _layout(
-        source, lengths, pitches, origin, plane, results, offsets, list(range(len(offsets))), p.y_step[1:]
-    )
+    return _layout(source, lengths, pitches, origin, plane, results, offsets, list(range(len(offsets))), p.y_step[1:])
 
 
 @lru_cache(maxsize=512)

@@ -1,0 +1,3 @@
+from loopconv.cli import main
+
+raise SystemExit(main())

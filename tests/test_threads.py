@@ -1,0 +1,216 @@
+"""Numbers of threads, calls from many Python threads, and forked children."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import loopconv
+from loopconv import threads
+
+RNG = np.random.default_rng(5)
+X, W = RNG.standard_normal((2, 16, 48, 48)), RNG.standard_normal((16, 16, 3, 3))  # enough work for the threads
+
+
+@pytest.fixture(autouse=True)
+def _restore(monkeypatch):
+    monkeypatch.setattr(threads, "_requested", threads._requested)
+
+
+def processors():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run(code, **environment):
+    """Run `code` in a new Python; its output, after it has ended well."""
+    inherited = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------ the number
+
+
+def test_set_and_get(monkeypatch):
+    monkeypatch.setattr(threads, "_available", lambda: 8)
+    for n in (1, 3, np.int64(2), 8):
+        assert loopconv.set_num_threads(n) is None
+        assert loopconv.get_num_threads() == n
+        assert type(loopconv.get_num_threads()) is int
+
+
+def test_no_more_than_there_are_processors(monkeypatch):
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    loopconv.set_num_threads(10**6)
+    assert loopconv.get_num_threads() == processors()
+    assert np.isfinite(loopconv.conv(X, W, backend="parallel")).all()
+
+
+def test_by_default_one_for_every_processor(monkeypatch):
+    monkeypatch.setattr(threads, "_requested", None)
+    for name in ("LOOPCONV_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert loopconv.get_num_threads() == processors()
+    monkeypatch.setenv("LOOPCONV_NUM_THREADS", "")
+    assert loopconv.get_num_threads() == processors()
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert loopconv.get_num_threads() == 1
+
+
+def test_environment_variable():
+    code = "import loopconv as lc; print(lc.get_num_threads()); lc.set_num_threads(1); print(lc.get_num_threads())"
+    assert run(code, LOOPCONV_NUM_THREADS="1").split() == ["1", "1"]
+    assert run(code, LOOPCONV_NUM_THREADS="1000000").split() == [str(processors()), "1"]
+
+
+def test_the_environment_variable_is_read_once(monkeypatch):
+    monkeypatch.setattr(threads, "_requested", None)
+    monkeypatch.setattr(threads, "_available", lambda: 8)
+    monkeypatch.setenv("LOOPCONV_NUM_THREADS", "3")
+    assert loopconv.get_num_threads() == 3
+    monkeypatch.setenv("LOOPCONV_NUM_THREADS", "2")
+    assert loopconv.get_num_threads() == 3
+    loopconv.set_num_threads(5)  # the call has the last word
+    assert loopconv.get_num_threads() == 5
+
+
+def test_numbas_own_number_is_left_alone():
+    import numba
+
+    before = numba.get_num_threads()
+    loopconv.set_num_threads(1)
+    loopconv.conv(X, W, backend="parallel")
+    assert numba.get_num_threads() == before
+
+
+def test_a_bad_call_changes_nothing():
+    before = loopconv.get_num_threads()
+    for n, error in ((0, ValueError), ("x", TypeError), (1.5, TypeError)):
+        with pytest.raises(error):
+            loopconv.set_num_threads(n)
+        assert loopconv.get_num_threads() == before
+
+
+@pytest.mark.parametrize("backend", ["parallel", None])
+@pytest.mark.parametrize("contraction", ["forward", "adjoint", "weight"])
+def test_the_same_bits_at_any_number_of_threads(contraction, backend):
+    y = loopconv.conv(X, W, backend="parallel")
+    call = {
+        "forward": lambda: loopconv.conv(X, W, backend=backend),
+        "adjoint": lambda: loopconv.conv_transpose(y, W, backend=backend),
+        "weight": lambda: loopconv.conv_weight_grad(y, X, W.shape, backend=backend),
+    }[contraction]
+    loopconv.set_num_threads(1)
+    one = call()
+    loopconv.set_num_threads(processors())
+    for _ in range(3):
+        np.testing.assert_array_equal(call(), one)
+
+
+# ---------------------------------------------------------------------------------- many Python threads
+
+
+def test_calls_from_many_python_threads_at_once():
+    inputs = [X + n for n in range(8)]
+    expected = [loopconv.conv(x, W, backend="reference") for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for backend in ("parallel", "numba", None):
+            for _ in range(3):
+                results = pool.map(lambda x, b=backend: loopconv.conv(x, W, backend=b), inputs)
+                for result, right in zip(results, expected):
+                    np.testing.assert_allclose(result, right, rtol=1e-12, atol=1e-11)
+
+
+WORKQUEUE = """
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np, loopconv
+
+    x, w = np.ones((1, 16, 60, 60)), np.ones((16, 16, 3, 3))
+    x[0, 0, 0, 0] = 5
+    right = loopconv.conv(x, w, backend="reference")
+
+    def call(n):
+        return all((loopconv.conv(x, w, backend=b) == right).all() for b in ("parallel", None) for _ in range(5))
+
+    with ThreadPoolExecutor(8) as pool:  # the first calls compile, at the same time
+        assert all(pool.map(call, range(16)))
+    import numba
+    print(numba.threading_layer())
+"""
+
+
+def test_calls_from_many_python_threads_with_workqueue():
+    assert run(WORKQUEUE, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2") == "workqueue"
+
+
+# ------------------------------------------------------------------------------------- forked children
+
+FORK = """
+    import os, signal, warnings
+    import numpy as np, loopconv
+    from loopconv.loops import executions
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+    x, w = np.ones((1, 16, 60, 60)), np.ones((16, 16, 3, 3))
+    x[0, 0, 0, 0] = 5
+    right = loopconv.conv(x, w, backend="reference")
+    grad = loopconv.conv_weight_grad(right, x, w.shape, backend="reference")
+    for backend in ("parallel", None):  # threads of every kind are there before the fork
+        assert (loopconv.conv(x, w, backend=backend) == right).all()
+    executions._one_at_a_time.acquire()  # as if another thread were in a parallel kernel
+    children = []
+    for backend in (None, "parallel"):
+        child = os.fork()
+        if not child:
+            signal.alarm(30)  # ends a child that hangs
+            code = 1
+            try:
+                assert (loopconv.conv(x, w, backend=backend) == right).all()
+                assert (loopconv.conv_weight_grad(right, x, w.shape, backend=backend) == grad).all()  # compiled here
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    executions._one_at_a_time.release()
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+    assert (loopconv.conv(x, w, backend="parallel") == right).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_forked_children_after_a_parallel_kernel(layer):
+    assert run(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == "[0, 0]"
+
+
+POOL = """
+    import multiprocessing, warnings
+    import numpy as np, loopconv
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    x, w = np.ones((1, 16, 60, 60)), np.ones((16, 16, 3, 3))
+
+    def work(n):
+        return all((loopconv.conv(x * n, w, backend=b) == 144 * n).all() for b in (None, "parallel"))
+
+    if __name__ == "__main__":
+        assert work(1)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(work, range(4)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_pool_of_forked_workers():
+    assert run(POOL, NUMBA_NUM_THREADS="2") == "[True, True, True, True]"
