@@ -183,7 +183,7 @@ def pixels(photo, times="x") -> str:
 
 # ----------------------------------------------------------------------------------------- backends
 
-# These two take seconds for the whole photograph (and the reference's windows 1.2 GB), so they get its corner.
+# These two take seconds for the whole photograph (and the reference 1.2 GB), so they get its corner.
 ON_CORNER = ("reference", "python")
 CORNER = 32 * STRIDE
 
@@ -221,7 +221,7 @@ def problem(story, contraction, corner) -> cli.Problem:
 
 
 def expectation(g, contraction, operands):
-    """`cli.expectation`, one colour at a time where colours are independent: 0.4 GB in place of 1.2."""
+    """`cli.expectation`, one colour at a time where they are independent: a peak of 0.6 GB, not 1.2."""
     if contraction == "weight":
         return cli.expectation(g, contraction, operands)
     one = replace(g, batch=1)

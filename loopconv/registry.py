@@ -140,9 +140,12 @@ def tolerance(geometry: Geometry, contraction: str, dtype) -> float:
 PARALLEL_MACS = 200_000
 
 
-def is_parallel_worthwhile(geometry: Geometry) -> bool:
-    """Enough work for more than one thread."""
-    return geometry.macs >= PARALLEL_MACS and threads.get_num_threads() > 1 and not threads.in_forked_child()
+def is_parallel_worthwhile(contraction: str, geometry: Geometry) -> bool:
+    """Enough work for more than one thread, and more than one plane or pair of channels to share out."""
+    g = geometry
+    tasks = {"forward": g.batch * g.k, "adjoint": g.batch * g.c, "weight": g.k * g.c // g.groups}[contraction]
+    enough = g.macs >= PARALLEL_MACS and tasks > 1
+    return enough and threads.get_num_threads() > 1 and not threads.in_forked_child()
 
 
 def _loops_unsupported(geometry, dtype):
@@ -177,7 +180,7 @@ def _load_reference(contraction):
 
 for _contraction in CONTRACTIONS:
     for _backend, _missing, _unsupported, _worthwhile in (
-        ("parallel", _missing_numba, _parallel_unsupported, is_parallel_worthwhile),
+        ("parallel", _missing_numba, _parallel_unsupported, partial(is_parallel_worthwhile, _contraction)),
         ("numba", _missing_numba, _loops_unsupported, _always),
         ("cython", _missing_cython, _loops_unsupported, _always),
     ):

@@ -247,3 +247,11 @@ def test_tolerance_grows_with_the_terms_and_the_precision():
 
     assert 0 < of(SMALL, "float64") < of(LARGE, "float64") < of(LARGE, "float32")
     assert of(SMALL, "complex64") == 2 * of(SMALL, "float32")
+
+
+def test_parallel_is_not_worthwhile_for_one_task_or_little_work(monkeypatch):
+    monkeypatch.setattr(registry.threads, "get_num_threads", lambda: 2)
+    one_pair = geometry.conv((4, 1, 200, 200), (1, 1, 9, 9))
+    assert registry.is_parallel_worthwhile("forward", one_pair)
+    assert not registry.is_parallel_worthwhile("weight", one_pair)
+    assert not registry.is_parallel_worthwhile("forward", geometry.conv((4, 1, 9, 9), (1, 1, 3, 3)))
