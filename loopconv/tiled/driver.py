@@ -129,7 +129,7 @@ def _direct_plan(geometry, dtype, layout, source, result, w_steps):
     width, taps = cols * lanes(dtype), len(layout.tap_offset)
     row_blocks, tiles = -(-M // rows), -(-max([1, *layout.results[:, -1].tolist()]) // width)
     # a copy has room after its end for what the last tile reads past it
-    in_place = is_in_place(layout, sizes) and p.N == geometry.batch and min(layout.results[:, -1], default=0) >= width
+    in_place = is_in_place(layout, sizes) and geometry.batch == p.N and min(layout.results[:, -1], default=0) >= width
     units = p.N * p.G * len(layout.results)
     parts = min(tiles, -(-UNITS // max(units, 1)))
     blocks = min(max(row_blocks, 1), -(-UNITS // max(units * parts, 1)))
@@ -194,7 +194,7 @@ def dots_plan(geometry, dtype):
     layout = forward_layout(p)
     _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)
     source = None
-    if not (is_in_place(layout, p.x) and p.N == geometry.batch):
+    if not (is_in_place(layout, p.x) and geometry.batch == p.N):
         source = _pack_planes(p, layout, p.C, p.x, p.x_step, 0)
     units = p.G * -(-p.K // rows) * p.C
     parts = _parts(units, p, geometry.macs)

@@ -6,6 +6,8 @@ constants. All operations work on flat, contiguous arrays and unchecked position
 it that they stay inside (README.md has the contract).
 """
 
+from itertools import product
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -14,6 +16,16 @@ from numba.extending import intrinsic, register_model
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _ELEMENT = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+# Winograd's F(2x2, 3x3): a tile of 2x2 results from 4x4 inputs d and a kernel g of 3x3 taps is
+# output((weight(g)) * (input(d))), the product taken element by element. Rows that begin with a negative
+# factor would cost an operation more, so none does.
+MATRICES = {
+    "input": ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    "weight": ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    "output": ((1, 1, 1, 0), (0, 1, -1, -1)),
+}
 
 
 class Tile(types.Type):
@@ -68,6 +80,22 @@ def tile_outer(typing, tile, a, i, step, b, j):
 
 
 @intrinsic
+def tile_add(typing, tile, array, i):
+    """tile + array[i], the same number everywhere."""
+
+    def codegen(context, builder, signature, arguments):
+        acc = arguments[0]
+        add = _splat(
+            builder, _load(builder, _address(context, builder, array, *arguments[1:]), tile.vector.element), tile.vector
+        )
+        for at in range(tile.rows * tile.cols):
+            acc = builder.insert_value(acc, builder.fadd(builder.extract_value(acc, at), add), at)
+        return acc
+
+    return tile(tile, array, types.int64), codegen
+
+
+@intrinsic
 def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
     """tile[m, n, :] + a[i + m*step :] * b[j + offsets[t + n] :], the first `count` of `lanes` elements of each.
 
@@ -94,6 +122,126 @@ def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
 
     i64 = types.int64
     return tile(tile, a, i64, i64, b, i64, offsets, i64, i64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
+    """A tile of array[i + m*row_step + n*col_step :][:lanes]."""
+    tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        array_, i_, row_step_, col_step_ = arguments[:4]
+        begin = _address(context, builder, array, array_, i_)
+        acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
+            vector = _load(builder, builder.gep(begin, [shift]), tile.vector)
+            acc = builder.insert_value(acc, vector, m * tile.cols + n)
+        return acc
+
+    i64 = types.int64
+    return tile(array, i64, i64, i64, lanes, rows, cols), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load_pairs(typing, array, i, row_step, lanes, rows, cols):
+    """A tile of array[i + m*row_step + n :: 2][:lanes]: columns are two apart in memory; `cols` is even."""
+    tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        begin = _address(context, builder, array, *arguments[:2])
+        acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for m, n in product(range(tile.rows), range(0, tile.cols, 2)):
+            row = builder.gep(begin, [builder.add(builder.mul(arguments[2], _INT64(m)), _INT64(n))])
+            near = _load(builder, row, tile.vector)
+            far = _load(builder, builder.gep(row, [_INT64(tile.lanes)]), tile.vector)
+            for odd in range(2):
+                lanes_ = ir.Constant(ir.VectorType(_INT32, tile.lanes), list(range(odd, 2 * tile.lanes, 2)))
+                acc = builder.insert_value(acc, builder.shuffle_vector(near, far, lanes_), m * tile.cols + n + odd)
+        return acc
+
+    i64 = types.int64
+    return tile(array, i64, i64, lanes, rows, cols), codegen
+
+
+@intrinsic
+def tile_store(typing, tile, array, i, row_step, col_step):
+    """array[i + m*row_step + n*col_step :][:lanes] = tile[m, n, :]."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, array_, i_, row_step_, col_step_ = arguments
+        begin = _address(context, builder, array, array_, i_)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
+            place = builder.bitcast(builder.gep(begin, [shift]), tile.vector.as_pointer())
+            builder.store(builder.extract_value(acc, m * tile.cols + n), place).align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(tile, array, i64, i64, i64), codegen
+
+
+@intrinsic
+def tile_store_pairs(typing, tile, array, i, row_step, rows, count):
+    """array[i + m*row_step + n + 2*lane] = tile[m, n, lane] for the first `rows` rows; `count` elements of each.
+
+    Tiles of two columns: their lanes alternate in memory. Returns 0 times the numbers stored, added up:
+    not 0 if one was not finite.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        acc, array_, i_, row_step_, rows_, count_ = arguments
+        begin = _address(context, builder, array, array_, i_)
+        zero = ir.Constant(tile.vector, [0.0] * tile.lanes)
+        total = zero
+        for m in range(tile.rows):
+            inside = builder.icmp_signed(">", rows_, _INT64(m))
+            pair = [builder.extract_value(acc, 2 * m + n) for n in range(2)]
+            for part in range(2):
+                first = part * tile.lanes // 2
+                order = [first + lane // 2 + lane % 2 * tile.lanes for lane in range(tile.lanes)]
+                vector = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_INT32, tile.lanes), order))
+                left = builder.sub(builder.select(inside, count_, _INT64(0)), _INT64(part * tile.lanes))
+                mask = _first(builder, left, tile.lanes)
+                place = builder.gep(begin, [builder.add(builder.mul(row_step_, _INT64(m)), _INT64(part * tile.lanes))])
+                _masked_store(builder, vector, place, mask)
+                total = builder.fadd(total, builder.select(mask, builder.fmul(vector, zero), zero))
+        return _sum(builder, total)
+
+    i64 = types.int64
+    return tile.dtype(tile, array, i64, i64, i64, i64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_transform(typing, tile, name):
+    """M @ tile @ M.T for the matrix of MATRICES that `name` names, lane by lane."""
+    matrix = MATRICES[name.literal_value]
+    result = Tile(tile.dtype, tile.lanes, len(matrix), len(matrix))
+
+    def combine(builder, row, vectors):
+        total = None
+        for factor, vector in zip(row, vectors):
+            if not factor:
+                continue
+            scale = ir.Constant(vector.type, [abs(factor)] * tile.lanes)
+            term = vector if abs(factor) == 1 else builder.fmul(vector, scale)
+            if total is None:
+                total = term if factor > 0 else builder.fneg(term)
+            else:
+                total = builder.fadd(total, term) if factor > 0 else builder.fsub(total, term)
+        return total
+
+    def codegen(context, builder, signature, arguments):
+        given = [
+            [builder.extract_value(arguments[0], m * tile.cols + n) for n in range(tile.cols)] for m in range(tile.rows)
+        ]
+        half = [[combine(builder, row, column) for column in zip(*given)] for row in matrix]
+        acc = ir.Constant(context.get_value_type(result), ir.Undefined)
+        for m, n in product(range(result.rows), range(result.cols)):
+            acc = builder.insert_value(acc, combine(builder, matrix[n], half[m]), m * result.cols + n)
+        return acc
+
+    return result(tile, name), codegen
 
 
 @intrinsic
@@ -166,3 +314,22 @@ def _masked_load(builder, pointer, vector, mask):
         builder.module, kind, f"llvm.masked.load.v{vector.count}{element}.p0v{vector.count}{element}"
     )
     return builder.call(load, [builder.bitcast(pointer, place), _INT32(size), mask, ir.Constant(vector, None)])
+
+
+def _masked_store(builder, vector, pointer, mask):
+    """The masked lanes to memory."""
+    element, size = ("f32", 4) if isinstance(vector.type.element, ir.FloatType) else ("f64", 8)
+    place = vector.type.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [vector.type, place, _INT32, mask.type])
+    store = cgutils.get_or_insert_function(
+        builder.module, kind, f"llvm.masked.store.v{vector.type.count}{element}.p0v{vector.type.count}{element}"
+    )
+    builder.call(store, [vector, builder.bitcast(pointer, place), _INT32(size), mask])
+
+
+def _sum(builder, vector):
+    """All lanes, added one after the other."""
+    total = builder.extract_element(vector, _INT32(0))
+    for lane in range(1, vector.type.count):
+        total = builder.fadd(total, builder.extract_element(vector, _INT32(lane)))
+    return total

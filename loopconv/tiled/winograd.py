@@ -1,0 +1,92 @@
+"""Winograd's F(2x2, 3x3): 16 multiplications where a direct sum over 3x3 taps makes 36.
+
+Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308. Its rounding error is
+that of the direct sum: 5 to 8e-7 of the output's size for 16 to 512 channels in float32, against 6 to 21e-7.
+"""
+
+from loopconv.tiled.simd import (
+    tile_add,
+    tile_load,
+    tile_load_pairs,
+    tile_outer,
+    tile_store,
+    tile_store_pairs,
+    tile_transform,
+    tile_zeros,
+)
+
+
+def make_transform_weights(rows):
+    """The transform of weights packed for tiles of `rows` rows."""
+
+    def transform_weights(packed, u, C, tap, step_r, step_s, first, last):
+        """u (block, 16, C, rows) from packed (block, C, 9 taps, rows); taps are read from `tap` on in these steps."""
+        for block in range(first, last):
+            for c in range(C):
+                g = tile_load(packed, (block * C + c) * 9 * rows + tap, step_r, step_s, rows, 3, 3)
+                at = block * 16 * C * rows + c * rows
+                tile_store(tile_transform(g, "weight"), u, at, 4 * C * rows, C * rows)
+
+    return transform_weights
+
+
+def make_winograd(lanes, rows, cols):
+    """The kernel with a tile of `rows` result channels x `cols` vectors of 2x2 pixels."""
+    width = cols * lanes
+
+    def winograd(buffer, u, out, bias, scratch, plan, first, last):
+        """Compute the units of work first .. last-1; a unit is (image, group, slice, part of its 2x2 tiles).
+
+        Returns whether some result is not finite: then an input was not, or a sum overflowed, and the
+        transform has spread that over 2x2 pixels.
+        """
+        G, M, C, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
+        channel, slice_, row, offset = plan[6], plan[7], plan[8], plan[9]
+        out_image, out_channel, out_slice, parts, most = plan[10], plan[11], plan[12], plan[13], plan[14]
+        blocks = (M + rows - 1) // rows
+        across = (Q + 1) // 2
+        tiles = (P + 1) // 2 * across
+        v, products = 0, 16 * C * most + 2 * width
+        spread = 0.0
+        for unit in range(first, last):
+            part = unit % parts
+            z = unit // parts % Z
+            n, g = unit // (parts * Z * G), unit // (parts * Z) % G
+            start, stop = tiles * part // parts, tiles * (part + 1) // parts
+            # inputs: v (16, C, tiles of this unit)
+            for c in range(C):
+                at = ((n * G + g) * C + c) * channel + offset + z * slice_
+                tile = start
+                while tile < stop:
+                    i, j = tile // across, tile % across
+                    d = tile_load_pairs(buffer, at + 2 * i * row + 2 * j, row, lanes, 4, 4)
+                    tile_store(tile_transform(d, "input"), scratch, v + c * most + tile - start, 4 * C * most, C * most)
+                    tile += min(lanes, across - j, stop - tile)
+            for block in range(blocks):
+                # products: (16, rows, tiles), each a sum over channels
+                for xi in range(16):
+                    for j in range(0, stop - start, width):
+                        acc = tile_zeros(buffer, lanes, rows, cols)
+                        i = ((g * blocks + block) * 16 + xi) * C * rows
+                        b = v + xi * C * most + j
+                        for _ in range(C):
+                            acc = tile_outer(acc, u, i, 1, scratch, b)
+                            i += rows
+                            b += most
+                        tile_store(acc, scratch, products + xi * rows * most + j, most, lanes)
+                # results
+                first_out = n * out_image + (g * M + block * rows) * out_channel + z * out_slice
+                for m in range(min(rows, M - block * rows)):
+                    tile = start
+                    while tile < stop:
+                        i, j = tile // across, tile % across
+                        run = min(lanes, across - j, stop - tile)
+                        at = products + m * most + tile - start
+                        y = tile_load(scratch, at, 4 * rows * most, rows * most, lanes, 4, 4)
+                        y = tile_add(tile_transform(y, "output"), bias, g * M + block * rows + m)
+                        target = first_out + m * out_channel + 2 * i * Q + 2 * j
+                        spread += tile_store_pairs(y, out, target, Q, P - 2 * i, min(2 * run, Q - 2 * j))
+                        tile += run
+        return spread != 0
+
+    return winograd
