@@ -12,8 +12,20 @@ from loopconv.tiled import pack as packers
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, is_in_place, problem
-from loopconv.tiled.tiles import WEIGHT_CHUNK, direct_tile, dots_tile, lanes, weight_tile
+from loopconv.tiled.tiles import (
+    PACKED_WEIGHT,
+    WEIGHT_CHUNK,
+    WINOGRAD_BYTES,
+    WINOGRAD_WEIGHT,
+    direct_cost,
+    direct_tile,
+    dots_tile,
+    lanes,
+    weight_tile,
+    winograd_tile,
+)
 from loopconv.tiled.weight import make_weight
+from loopconv.tiled.winograd import make_transform_weights, make_winograd
 from loopconv.tiled.workspace import room
 
 # A call is cut into about this many units of work, so that threads can share them evenly.
@@ -22,12 +34,12 @@ UNITS = 16
 
 def forward(geometry, x, w, y, bias=None):
     """y = C x + bias."""
-    _run_direct(forward_plan(geometry, x.dtype), x, w, y, bias)
+    _run(forward_plan, geometry, x, w, y, bias)
 
 
 def adjoint(geometry, x, w, y, bias=None):
     """x = C.T y + bias."""
-    _run_direct(adjoint_plan(geometry, x.dtype), y, w, x, bias)
+    _run(adjoint_plan, geometry, y, w, x, bias)
 
 
 def weight(geometry, x, w, y):
@@ -48,6 +60,32 @@ def has_few_channels(geometry, dtype):
     return dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)[0] < outer * prod(p.k)
 
 
+class Pack(NamedTuple):
+    """One array's way into its buffer."""
+
+    name: str
+    kernel: Any
+    arguments: tuple  # of the kernel, after the array and the buffer
+    units: int
+    size: int  # of the buffer
+
+
+class WinogradPlan(NamedTuple):
+    """A forward or adjoint call by F(2x2, 3x3)."""
+
+    source: Pack
+    weights: Pack
+    transform: Any
+    transformed: int  # elements
+    transform_arguments: tuple
+    transform_units: int
+    kernel: Any
+    numbers: np.ndarray
+    scratch: int
+    units: int
+    macs: int
+
+
 class DotsPlan(NamedTuple):
     """A weight gradient of few channels."""
 
@@ -58,16 +96,6 @@ class DotsPlan(NamedTuple):
     parts: int
     units: int
     macs: int
-
-
-class Pack(NamedTuple):
-    """One array's way into its buffer."""
-
-    name: str
-    kernel: Any
-    arguments: tuple  # of the kernel, after the array and the buffer
-    units: int
-    size: int  # of the buffer
 
 
 class DirectPlan(NamedTuple):
@@ -104,27 +132,90 @@ def compiled(make, *sizes):
     return jit(make(*sizes), fastmath={"contract"})
 
 
-@lru_cache(maxsize=256)
-def forward_plan(geometry, dtype):
-    p = problem(geometry)
-    taps = prod(p.k)
-    w_steps = (p.K * p.C * taps, p.C * taps, taps)
-    return _direct_plan(geometry, dtype, forward_layout(p), (p.C, p.x, p.x_step), (p.K, p.y_step), w_steps)
+class Side(NamedTuple):
+    """One of the arrays x and y: channels per group, sizes, steps."""
+
+    channels: int
+    sizes: tuple
+    steps: tuple
 
 
 @lru_cache(maxsize=256)
-def adjoint_plan(geometry, dtype):
+def forward_plan(geometry, dtype, make=None):
     p = problem(geometry)
     taps = prod(p.k)
-    w_steps = (p.K * p.C * taps, taps, p.C * taps)
-    return _direct_plan(geometry, dtype, adjoint_layout(p), (p.K, p.y, p.y_step), (p.C, p.x_step), w_steps)
+    layout, x, y = forward_layout(p), Side(p.C, p.x, p.x_step), Side(p.K, p.y, p.y_step)
+    make = make or (_winograd_plan if is_winograd(p, layout, x, y, dtype) else _direct_plan)
+    return make(geometry, dtype, layout, x, y, (p.K * p.C * taps, p.C * taps, taps))
+
+
+@lru_cache(maxsize=256)
+def adjoint_plan(geometry, dtype, make=None):
+    p = problem(geometry)
+    taps = prod(p.k)
+    layout, x, y = adjoint_layout(p), Side(p.C, p.x, p.x_step), Side(p.K, p.y, p.y_step)
+    make = make or (_winograd_plan if is_winograd(p, layout, y, x, dtype) else _direct_plan)
+    return make(geometry, dtype, layout, y, x, (p.K * p.C * taps, taps, p.C * taps))
+
+
+def is_winograd(p, layout, source, result, dtype):
+    """Whether F(2x2, 3x3) takes the problem and is expected to be faster, the weights' transform included."""
+    if p.k != (1, 3, 3) or p.stride != (1, 1, 1) or p.dilation != (1, 1, 1) or not p.N * result.sizes[0]:
+        return False
+    C, M = source.channels, result.channels
+    flats = [int(phase[-1]) for phase in layout.results]
+    kernels = C * M * p.G
+    direct = direct_cost(M, C, 9, flats, dtype) * p.N * p.G + 9 * PACKED_WEIGHT * kernels
+    winograd = winograd_tile(M, C, _tiles(result.sizes), dtype)[0] * p.N * p.G * result.sizes[0]
+    return winograd + (9 * PACKED_WEIGHT + WINOGRAD_WEIGHT) * kernels < direct
+
+
+def _tiles(sizes):
+    """Tiles of 2x2 pixels in one slice."""
+    return -(-sizes[1] // 2) * -(-sizes[2] // 2)
+
+
+def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
+    p = problem(geometry)
+    (C, sizes, steps), (M, (Z, P, Q), out_steps) = source, result
+    tiles, n = _tiles(result.sizes), lanes(dtype)
+    _, rows, cols = winograd_tile(M, C, tiles, dtype)
+    width, blocks = cols * n, -(-M // rows)
+    runs = -(-tiles // width)
+    fitting = max(1, WINOGRAD_BYTES // (16 * C * width * np.dtype(dtype).itemsize))
+    parts = -(-runs // fitting)
+    units = p.N * p.G * Z * parts
+    splits = min(blocks, -(-4 // units))
+    most = -(-runs // parts) * width + n
+    # the adjoint's taps run backwards
+    tap, step_r, step_s = (0, 3, 1) if layout.tap_offset[0] == layout.tap_offset.min() else (8, -3, -1)
+    numbers = [
+        p.G, M, C, Z, P, Q, layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
+        int(layout.tap_offset.min()), p.G * M * out_steps[0], *out_steps[:2], parts, splits, most,
+    ]  # fmt: skip
+    slack = 3 * layout.pitches[2] + 2 * n + 4  # what the last tile reads past the last plane
+    return WinogradPlan(
+        _pack_planes(p, layout, C, sizes, steps, slack), _pack_weights(p, layout, M, C, rows, w_steps),
+        compiled(make_transform_weights, rows), p.G * blocks * 16 * C * rows,
+        (C, tap * rows, step_r * rows, step_s * rows), p.G * blocks,
+        compiled(make_winograd, n, rows, cols), np.array(numbers, np.int64),
+        16 * (C + rows) * most + 2 * n, units * splits, geometry.macs,
+    )  # fmt: skip
+
+
+def _pack_weights(p, layout, M, C, rows, w_steps):
+    blocks = p.G * -(-M // rows)
+    return Pack(
+        "w", compiled(packers.make_pack_weights, rows),
+        (layout.tap_weight, layout.results, np.array([M, C, *w_steps], np.int64)),
+        blocks, blocks * rows * C * len(layout.tap_offset),
+    )  # fmt: skip
 
 
 def _direct_plan(geometry, dtype, layout, source, result, w_steps):
-    """`source` is (channels per group, sizes, steps), `result` (channels per group, steps)."""
     p = problem(geometry)
     C, sizes, steps = source
-    M, out_steps = result
+    M, _, out_steps = result
     rows, cols = direct_tile(M, [int(phase[-1]) for phase in layout.results], dtype)
     width, taps = cols * lanes(dtype), len(layout.tap_offset)
     row_blocks, tiles = -(-M // rows), -(-max([1, *layout.results[:, -1].tolist()]) // width)
@@ -137,13 +228,9 @@ def _direct_plan(geometry, dtype, layout, source, result, w_steps):
         p.G, M, C, taps, layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
         p.G * M * out_steps[0], out_steps[0], *layout.step, parts, blocks, in_place,
     ]  # fmt: skip
-    weights = Pack(
-        "w", compiled(packers.make_pack_weights, rows),
-        (layout.tap_weight, layout.results, np.array([M, C, *w_steps], np.int64)),
-        p.G * row_blocks, p.G * row_blocks * rows * C * taps,
-    )  # fmt: skip
     return DirectPlan(
-        None if in_place else _pack_planes(p, layout, C, sizes, steps, width), weights, compiled(make_direct, lanes(dtype), rows, cols),
+        None if in_place else _pack_planes(p, layout, C, sizes, steps, width),
+        _pack_weights(p, layout, M, C, rows, w_steps), compiled(make_direct, lanes(dtype), rows, cols),
         layout.results, layout.tap_offset, np.array(numbers, np.int64), units * parts * blocks, geometry.macs,
     )  # fmt: skip
 
@@ -170,7 +257,7 @@ def _where(p, layout, C, steps):
 def weight_plan(geometry, dtype):
     p = problem(geometry)
     x_layout, y_layout = forward_layout(p), dense_layout(p.y)
-    (cost, rows, cols), swapped = min((weight_tile(p.K, p.C, dtype), False), (weight_tile(p.C, p.K, dtype), True))
+    (_, rows, cols), swapped = min((weight_tile(p.K, p.C, dtype), False), (weight_tile(p.C, p.K, dtype), True))
     width, taps = cols * lanes(dtype), prod(p.k)
     x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset, taps)
     y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(taps, np.int64), p.C * taps)
@@ -267,12 +354,41 @@ def _run_pack(pack, array, macs):
     return buffer
 
 
-def _run_direct(plan, source, w, out, bias):
-    buffer = source.reshape(-1) if plan.source is None else _run_pack(plan.source, source, plan.macs)
-    packed = _run_pack(plan.weights, w, plan.macs)
+def _run(make_plan, geometry, source, w, out, bias):
+    """Forward or adjoint, by the plan that `make_plan` makes."""
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
-    flat = out.reshape(-1)
+    plan = make_plan(geometry, out.dtype)
+    if isinstance(plan, WinogradPlan) and _run_winograd(plan, source, w, out.reshape(-1), bias):
+        return
+    if isinstance(plan, WinogradPlan):
+        plan = make_plan(geometry, out.dtype, _direct_plan)
+    _run_direct(plan, source, w, out.reshape(-1), bias)
+
+
+def _run_winograd(plan, source, w, flat, bias):
+    """Whether all results are finite. If not, the direct kernel has to say which ones really are not."""
+    buffer = _run_pack(plan.source, source, plan.macs)
+    packed = _run_pack(plan.weights, w, plan.macs)
+    u = room("u", plan.transformed, flat.dtype)
+    threads.share(
+        lambda first, last: plan.transform(packed, u, *plan.transform_arguments, first, last),
+        plan.transform_units,
+        plan.macs,
+    )
+    spread = []
+
+    def run(first, last):
+        scratch = room("v", plan.scratch, flat.dtype)
+        spread.append(plan.kernel(buffer, u, flat, bias, scratch, plan.numbers, first, last))
+
+    threads.share(run, plan.units, plan.macs)
+    return not any(spread)
+
+
+def _run_direct(plan, source, w, flat, bias):
+    buffer = source.reshape(-1) if plan.source is None else _run_pack(plan.source, source, plan.macs)
+    packed = _run_pack(plan.weights, w, plan.macs)
     threads.share(
         lambda first, last: plan.kernel(
             buffer, packed, flat, bias, plan.results, plan.tap_offset, plan.numbers, first, last

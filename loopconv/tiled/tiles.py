@@ -49,6 +49,34 @@ def direct_tile(M, flats, dtype):
     return min(TILES[registers()], key=cost)
 
 
+# What one part of Winograd's transformed inputs may take of the second-level cache.
+WINOGRAD_BYTES = 512 << 10
+
+# Cycles of Winograd's transforms: of the inputs and of the results of a vector of tiles, and of one kernel's
+# weights. Fitted to 64->64 at 56x56 and 128->128 at 28x28 on AVX-512.
+WINOGRAD_INPUT, WINOGRAD_RESULT, WINOGRAD_WEIGHT, PACKED_WEIGHT = 60, 50, 20, 1.5
+
+
+def winograd_tile(M, C, tiles, dtype):
+    """(cycles, rows, cols) of F(2x2, 3x3) on one slice of `tiles` tiles of 2x2 pixels."""
+    n = lanes(dtype)
+
+    def cost(tile):
+        rows, cols = tile
+        products = 16 * -(-M // rows) * -(-tiles // (cols * n)) * C * _step(rows, cols)
+        return products + -(-tiles // n) * (C * WINOGRAD_INPUT + M * WINOGRAD_RESULT)
+
+    best = min(TILES[registers()], key=cost)
+    return cost(best), *best
+
+
+def direct_cost(M, C, taps, flats, dtype):
+    """Cycles of the direct kernel with its best tile."""
+    rows, cols = direct_tile(M, flats, dtype)
+    tiles = sum(-(-flat // (cols * lanes(dtype))) for flat in flats)
+    return -(-M // rows) * tiles * C * taps * _step(rows, cols)
+
+
 def weight_tile(MA, MB, dtype):
     """(cost, rows, cols) for the weight kernel with MA channels broadcast and MB in vectors."""
 

@@ -35,24 +35,29 @@ def make_winograd(lanes, rows, cols):
     width = cols * lanes
 
     def winograd(buffer, u, out, bias, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, slice, part of its 2x2 tiles).
+        """Compute the units of work first .. last-1; a unit is (image, group, slice, part of its 2x2 tiles, part of
+        the result channels). `most` is the largest part and a vector more, which stores may run over.
 
         Returns whether some result is not finite: then an input was not, or a sum overflowed, and the
         transform has spread that over 2x2 pixels.
         """
         G, M, C, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
         channel, slice_, row, offset = plan[6], plan[7], plan[8], plan[9]
-        out_image, out_channel, out_slice, parts, most = plan[10], plan[11], plan[12], plan[13], plan[14]
+        out_image, out_channel, out_slice, parts, splits, most = (
+            plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
+        )  # fmt: skip
         blocks = (M + rows - 1) // rows
         across = (Q + 1) // 2
         tiles = (P + 1) // 2 * across
-        v, products = 0, 16 * C * most + 2 * width
+        runs = (tiles + width - 1) // width
+        v, products = 0, 16 * C * most + lanes
         spread = 0.0
         for unit in range(first, last):
-            part = unit % parts
-            z = unit // parts % Z
-            n, g = unit // (parts * Z * G), unit // (parts * Z) % G
-            start, stop = tiles * part // parts, tiles * (part + 1) // parts
+            split = unit % splits
+            part = unit // splits % parts
+            z = unit // (splits * parts) % Z
+            n, g = unit // (splits * parts * Z * G), unit // (splits * parts * Z) % G
+            start, stop = runs * part // parts * width, min(tiles, runs * (part + 1) // parts * width)
             # inputs: v (16, C, tiles of this unit)
             for c in range(C):
                 at = ((n * G + g) * C + c) * channel + offset + z * slice_
@@ -62,7 +67,7 @@ def make_winograd(lanes, rows, cols):
                     d = tile_load_pairs(buffer, at + 2 * i * row + 2 * j, row, lanes, 4, 4)
                     tile_store(tile_transform(d, "input"), scratch, v + c * most + tile - start, 4 * C * most, C * most)
                     tile += min(lanes, across - j, stop - tile)
-            for block in range(blocks):
+            for block in range(blocks * split // splits, blocks * (split + 1) // splits):
                 # products: (16, rows, tiles), each a sum over channels
                 for xi in range(16):
                     for j in range(0, stop - start, width):
