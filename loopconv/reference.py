@@ -11,6 +11,7 @@ Any number of spatial axes. Floats are computed in float64 or complex128, intege
 import numpy as np
 
 
+@np.errstate(all="ignore")  # NaN, infinities and overflow are results like others
 def forward(geometry, x, w, y, bias=None):
     """y: every output pixel is the product of the weights with its window."""
     g = geometry
@@ -19,6 +20,7 @@ def forward(geometry, x, w, y, bias=None):
     y[...] = result if bias is None else result + _wide(bias).reshape(-1, *(1,) * g.rank)
 
 
+@np.errstate(all="ignore")
 def adjoint(geometry, x, w, y, bias=None):
     """x: the transposed convolution of y, written as a convolution.
 
@@ -37,6 +39,7 @@ def adjoint(geometry, x, w, y, bias=None):
     x[...] = result if bias is None else result + _wide(bias).reshape(-1, *(1,) * g.rank)
 
 
+@np.errstate(all="ignore")
 def weight(geometry, x, w, y):
     """w: every tap is the product of y with the pixels that this tap saw."""
     g = geometry

@@ -159,6 +159,12 @@ def _parallel_unsupported(geometry, dtype):
     return _loops_unsupported(geometry, dtype)
 
 
+def _tiled_unsupported(geometry, dtype):
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
+    return _parallel_unsupported(geometry, dtype)
+
+
 def _missing_cython():
     if find_spec("loopconv.loops.cythonized.forward") is None:
         return "its extension modules were not built; install loopconv where a C compiler is found"
@@ -174,11 +180,17 @@ def _load_loops(contraction, execution):
     return partial(driver, getattr(import_module("loopconv.loops.executions"), execution)(contraction))
 
 
+def _load_tiled(contraction):
+    return getattr(import_module("loopconv.tiled.driver"), contraction)
+
+
 def _load_reference(contraction):
     return getattr(import_module("loopconv.reference"), contraction)
 
 
 for _contraction in CONTRACTIONS:
+    _load = partial(_load_tiled, _contraction)
+    register(Implementation(_contraction, "tiled", _load, _missing_numba, _tiled_unsupported))
     for _backend, _missing, _unsupported, _worthwhile in (
         ("parallel", _missing_numba, _parallel_unsupported, partial(is_parallel_worthwhile, _contraction)),
         ("numba", _missing_numba, _loops_unsupported, _always),

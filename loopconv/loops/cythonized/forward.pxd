@@ -11,6 +11,6 @@ from loopconv.loops.cythonized.types cimport element, tens, triple
     c=Py_ssize_t, z=Py_ssize_t, p=Py_ssize_t, q=Py_ssize_t, t=Py_ssize_t, r=Py_ssize_t, s=Py_ssize_t,
 )
 cpdef forward(
-    element[:, :, :, :, :, ::1] x, element[:, :, :, :, :, ::1] w, element[:, :, :, :, :, ::1] y,
+    const element[:, :, :, :, :, ::1] x, const element[:, :, :, :, :, ::1] w, element[:, :, :, :, :, ::1] y,
     tens sizes, triple stride, triple dilation,
 )

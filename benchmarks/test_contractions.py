@@ -1,0 +1,86 @@
+"""Time every contraction of every layer on every backend, after checking its result against the reference.
+
+The backend 'call' is the public function, `conv` or `conv_transpose`, which chooses the backend itself.
+"""
+
+import time
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+import loopconv
+from loopconv import reference, registry
+
+# Above so many multiply-adds, a call on these backends takes seconds.
+MOST_MACS = {"python": 1_000_000}
+# Each timing has as many rounds as fit into so many seconds, within these limits.
+SECONDS, ROUNDS = 0.5, (3, 15)
+# A round of a short call repeats it for so many seconds.
+ROUND_SECONDS = 0.005
+
+RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
+
+
+@lru_cache(maxsize=1)
+def operands(g):
+    """x, w and y, each filled with random numbers."""
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(getattr(g, f"{name}_shape"), np.float32) for name in "xwy"}
+
+
+@lru_cache(maxsize=len(RESULT))
+def expected(g, contraction):
+    """(the contraction, the error allowed in each of its elements)."""
+
+    def of(change):
+        arrays = {name: change(array.astype(np.float64)) for name, array in operands(g).items()}
+        getattr(reference, contraction)(g, **arrays)
+        return arrays[RESULT[contraction]]
+
+    return of(np.copy), registry.tolerance(g, contraction, np.float32) * of(np.abs)
+
+
+def check(result, value, allowed):
+    """Fail where `result` is a NaN or further from `value` than rounding allows."""
+    wrong = ~(np.abs(result - value) <= allowed)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} elements differ from the reference"
+
+
+def public_call(case):
+    """The public function on this layer: a call without arguments, which returns its result."""
+    function, arrays = getattr(loopconv, case.op), operands(case.geometry)
+    x = arrays["x" if case.op == "conv" else "y"]
+    return lambda: function(x, arrays["w"], **case.settings)
+
+
+def backend_call(g, contraction, backend):
+    """One implementation: a call without arguments, which returns its result. Skips where there is none."""
+    (row,) = (r for r in registry.implementations() if (r.contraction, r.backend) == (contraction, backend))
+    if reason := row.missing() or row.unsupported(g, np.float32):
+        pytest.skip(f"{backend}: {reason}")
+    if g.macs > MOST_MACS.get(backend, g.macs):
+        pytest.skip(f"{backend}: more than {MOST_MACS[backend]:,} multiply-adds")
+    run, name = registry.loaded(row), RESULT[contraction]
+    arrays = {**operands(g), name: np.full(getattr(g, f"{name}_shape"), np.nan, np.float32)}
+
+    def call():
+        run(g, **arrays)
+        return arrays[name]
+
+    return call
+
+
+def test_contraction(case, contraction, backend, benchmark):
+    g = case.geometry
+    call = public_call(case) if backend == "call" else backend_call(g, contraction, backend)
+    check(call(), *expected(g, contraction))  # Numba compiles here
+
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    rounds = int(np.clip(SECONDS / seconds, *ROUNDS))
+    benchmark.pedantic(call, rounds=rounds, iterations=max(1, int(ROUND_SECONDS / seconds)))
+    benchmark.extra_info.update(macs=g.macs, threads=loopconv.get_num_threads())
+    if benchmark.stats:
+        benchmark.extra_info["gflops"] = 2e-9 * g.macs / benchmark.stats.stats.median
