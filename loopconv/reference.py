@@ -15,27 +15,25 @@ import numpy as np
 def forward(geometry, x, w, y, bias=None):
     """y: every output pixel is the product of the weights with its window."""
     g = geometry
-    windows = _windows(_wide(_split(x, g)), g.kernel, g.output, g.stride, g.dilation, g.pad)
-    result = _contract(windows, "x", _wide(_split(w, g, "w")), "w", "y").reshape(y.shape)
+    windows = _windows(_padded(_wide(_split(x, g)), g)[0], g)
+    pixels, taps = _letters(g)
+    result = np.einsum(f"ngc{pixels}{taps},gkc{taps}->ngk{pixels}", windows, _wide(_split(w, g, "w")), optimize=True)
+    result = result.reshape(y.shape)
     y[...] = result if bias is None else result + _wide(bias).reshape(-1, *(1,) * g.rank)
 
 
 @np.errstate(all="ignore")
 def adjoint(geometry, x, w, y, bias=None):
-    """x: the transposed convolution of y, written as a convolution.
-
-    `y` is spread out with stride - 1 zeros between its pixels, and a stride-1 window of the flipped
-    kernel runs over it. This is the costly equivalent of section 4.3 of 'A guide to convolution
-    arithmetic', and for that reason independent of the scatter-add that it judges.
-    """
+    """x: tap by tap, y goes where `forward` would have read for that tap; what falls on the padding is dropped."""
     g = geometry
-    y = _wide(_split(y, g))
-    spread = np.zeros((*y.shape[:3], *(max((o - 1) * s + 1, 0) for o, s in zip(g.output, g.stride))), y.dtype)
-    spread[(..., *(slice(None, None, s) for s in g.stride))] = y
-    flipped = np.flip(_wide(_split(w, g, "w")), axis=tuple(range(3, 3 + g.rank)))
-    before = [d * (k - 1) - p for k, d, p in zip(g.kernel, g.dilation, g.pad)]
-    windows = _windows(spread, g.kernel, g.input, (1,) * g.rank, g.dilation, before)
-    result = _contract(windows, "y", flipped, "w", "x").reshape(x.shape)
+    y, w = _wide(_split(y, g)), _wide(_split(w, g, "w"))
+    padded, inside, pixels = _padded(np.zeros_like(_split(x, g), dtype=y.dtype), g)
+    windows = _windows(padded, g)
+    for tap in np.ndindex(*g.kernel):
+        windows[(..., *tap)] += np.einsum("ngk...,gkc->ngc...", y, w[(..., *tap)], optimize=True)
+    result = np.zeros((*windows.shape[:3], *g.input), y.dtype)
+    result[pixels] = padded[inside]
+    result = result.reshape(x.shape)
     x[...] = result if bias is None else result + _wide(bias).reshape(-1, *(1,) * g.rank)
 
 
@@ -43,46 +41,37 @@ def adjoint(geometry, x, w, y, bias=None):
 def weight(geometry, x, w, y):
     """w: every tap is the product of y with the pixels that this tap saw."""
     g = geometry
-    windows = _windows(_wide(_split(x, g)), g.kernel, g.output, g.stride, g.dilation, g.pad)
-    w[...] = _contract(windows, "x", _wide(_split(y, g)), "y", "w").reshape(w.shape)
+    windows = _windows(_padded(_wide(_split(x, g)), g)[0], g)
+    pixels, taps = _letters(g)
+    result = np.einsum(f"ngc{pixels}{taps},ngk{pixels}->gkc{taps}", windows, _wide(_split(y, g)), optimize=True)
+    w[...] = result.reshape(w.shape)
 
 
-# Letters of the leading axes: x (N, G, C), w (G, K, C), y (N, G, K).
-_LEADING = {"x": "ngc", "w": "gkc", "y": "ngk"}
+def _letters(g):
+    """The letters of the pixels' axes and of the taps' axes, for einsum."""
+    return "abdefhij"[: g.rank], "opqrstuv"[: g.rank]
 
 
-def _contract(windows, window_name, other, other_name, result_name):
-    """einsum of `windows` (three leading axes, pixels, taps) with `other` into the third array."""
-    rank = (windows.ndim - 3) // 2
-    pixels, taps = "abdefhij"[:rank], "opqrstuv"[:rank]
-    spatial = {window_name: pixels + taps, other_name: pixels, result_name: pixels, "w": taps}
-    axes = {name: _LEADING[name] + letters for name, letters in spatial.items()}
-    return np.einsum(f"{axes[window_name]},{axes[other_name]}->{axes[result_name]}", windows, other, optimize=True)
+def _padded(x, g):
+    """(what the windows of x (N, G, C, *input) cover, with zeros around; where x is in it; where that is in x)."""
+    reach = [max((o - 1) * s + (k - 1) * d + 1, 0) for o, s, k, d in zip(g.output, g.stride, g.kernel, g.dilation)]
+    first = [min(max(p, 0), m) for p, m in zip(g.pad, reach)]
+    last = [max(min(n + p, m), a) for n, p, m, a in zip(g.input, g.pad, reach, first)]
+    inside = (..., *(slice(a, b) for a, b in zip(first, last)))
+    pixels = (..., *(slice(a - p, b - p) if b > a else slice(0, 0) for a, b, p in zip(first, last, g.pad)))
+    padded = np.zeros((*x.shape[:3], *reach), x.dtype)
+    padded[inside] = x[pixels]
+    return padded, inside, pixels
 
 
-def _windows(x, kernel, output, stride, dilation, pad):
-    """View of zero-padded x with axes (three leading, *output, *kernel): [.., i, .., j] is x[i*s + j*d - pad]."""
-    span = [max((o - 1) * s + (k - 1) * d + 1, 0) for o, s, k, d in zip(output, stride, kernel, dilation)]
-    padded = np.zeros((*x.shape[:3], *span), x.dtype)
-    for pixel in _inside(x.shape[3:], span, pad):
-        padded[pixel[0]] = x[pixel[1]]
+def _windows(padded, g):
+    """View (N, G, C, *output, *kernel) of `padded`: element (.., i, .., j) is padded[i*stride + j*dilation]."""
     steps = padded.strides
     return np.lib.stride_tricks.as_strided(
         padded,
-        (*x.shape[:3], *output, *kernel),
-        (*steps[:3], *(b * s for b, s in zip(steps[3:], stride)), *(b * d for b, d in zip(steps[3:], dilation))),
-        writeable=False,
+        (*padded.shape[:3], *g.output, *g.kernel),
+        (*steps[:3], *(b * s for b, s in zip(steps[3:], g.stride)), *(b * d for b, d in zip(steps[3:], g.dilation))),
     )
-
-
-def _inside(sizes, span, pad):
-    """[(pixels of the padded array, the same pixels of the array)], or [] where they share none."""
-    lo = [max(p, 0) for p in pad]
-    hi = [min(n + p, m) for n, m, p in zip(sizes, span, pad)]
-    if any(b <= a for a, b in zip(lo, hi)):
-        return []
-    padded = tuple(slice(a, b) for a, b in zip(lo, hi))
-    return [((..., *padded), (..., *(slice(a - p, b - p) for a, b, p in zip(lo, hi, pad))))]
 
 
 def _split(array, geometry, name=""):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -159,10 +159,19 @@ def _parallel_unsupported(geometry, dtype):
     return _loops_unsupported(geometry, dtype)
 
 
-def _tiled_unsupported(geometry, dtype):
+# Phases of the adjoint's result, prod(stride): each has a line in its tables, and beyond so many the kernel
+# is mostly empty. Strides this long are left to the textbook loops.
+TILED_PHASES = 256
+
+
+def _tiled_unsupported(contraction, geometry, dtype):
+    if contraction == "adjoint" and prod(geometry.stride) > TILED_PHASES:
+        return f"the tiles take strides of up to {TILED_PHASES} pixels in all, this call has {geometry.stride}"
+    if reason := _parallel_unsupported(geometry, dtype):
+        return reason
     if np.dtype(dtype) not in (np.float32, np.float64):
         return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
-    return _parallel_unsupported(geometry, dtype)
+    return None
 
 
 def _missing_cython():
@@ -190,7 +199,7 @@ def _load_reference(contraction):
 
 for _contraction in CONTRACTIONS:
     _load = partial(_load_tiled, _contraction)
-    register(Implementation(_contraction, "tiled", _load, _missing_numba, _tiled_unsupported))
+    register(Implementation(_contraction, "tiled", _load, _missing_numba, partial(_tiled_unsupported, _contraction)))
     for _backend, _missing, _unsupported, _worthwhile in (
         ("parallel", _missing_numba, _parallel_unsupported, partial(is_parallel_worthwhile, _contraction)),
         ("numba", _missing_numba, _loops_unsupported, _always),

@@ -1,7 +1,7 @@
-"""The one fixture that several files share."""
+"""The fixtures that several files share."""
 
 import pytest
-from helpers import ready
+from helpers import ready, takes
 
 import loopconv
 
@@ -10,3 +10,9 @@ import loopconv
 def backend(request):
     """Every backend in turn."""
     return ready(request.param)
+
+
+@pytest.fixture(params=list(loopconv.backends()))
+def integer_backend(request):
+    """Every backend that computes in integers, in turn."""
+    return takes(ready(request.param), "int64")

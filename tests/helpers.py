@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import loopconv
+from loopconv import geometry, registry
 
 # What kernels are given: every dtype they compute in.
 DTYPES = tuple(np.dtype(name) for name in ("float32", "float64", "complex64", "complex128", "int64", "uint64"))
@@ -16,6 +17,15 @@ def ready(backend):
     state = loopconv.backends()[backend]
     if state != "ready":
         pytest.skip(f"{backend}: {state}")
+    return backend
+
+
+def takes(backend, dtype):
+    """The backend's name, or a skip that says why it does not compute in `dtype`."""
+    g = geometry.conv((1, 1, 3), (1, 1, 2))
+    for row in registry.implementations():
+        if row.backend == backend and (reason := row.unsupported(g, np.dtype(dtype))):
+            pytest.skip(f"{backend}: {reason}")
     return backend
 
 

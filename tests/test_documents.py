@@ -40,55 +40,55 @@ def test_conv_matrix_is_the_C_of_the_question():
     assert np.array_equal(conv_matrix(GUIDE_W, (1, 4, 4)), guide_matrix())
 
 
-def test_C_times_x_is_the_convolution(backend):
-    y = conv(GUIDE_X, GUIDE_W, backend=backend)
+def test_C_times_x_is_the_convolution(integer_backend):
+    y = conv(GUIDE_X, GUIDE_W, backend=integer_backend)
     assert np.array_equal(guide_matrix() @ GUIDE_X.ravel(), y.ravel())
 
 
-def test_C_transposed_times_the_gradient_is_the_input_gradient(backend):
+def test_C_transposed_times_the_gradient_is_the_input_gradient(integer_backend):
     # y1.backward(torch.ones_like(y1)): the gradient of the sum.
     ones = np.ones((1, 1, 2, 2), int)
-    dx = conv_input_grad(ones, GUIDE_W, GUIDE_X.shape, backend=backend)
+    dx = conv_input_grad(ones, GUIDE_W, GUIDE_X.shape, backend=integer_backend)
     assert np.array_equal(guide_matrix().T @ ones.ravel(), dx.ravel())
-    assert np.array_equal(conv_grads(ones, GUIDE_X, GUIDE_W, backend=backend).input, dx)
+    assert np.array_equal(conv_grads(ones, GUIDE_X, GUIDE_W, backend=integer_backend).input, dx)
 
 
-def test_C_transposed_times_the_output_is_not(backend):
+def test_C_transposed_times_the_output_is_not(integer_backend):
     # What the question multiplied; it is the transposed convolution of the output.
     y = conv(GUIDE_X, GUIDE_W)
     product = (guide_matrix().T @ y.ravel()).reshape(GUIDE_X.shape)
     assert not np.array_equal(product, conv_input_grad(np.ones_like(y), GUIDE_W, GUIDE_X.shape))
-    assert np.array_equal(product, conv_transpose(y, GUIDE_W, backend=backend))
+    assert np.array_equal(product, conv_transpose(y, GUIDE_W, backend=integer_backend))
 
 
-def test_section_4_3_needs_the_kernel_flipped(backend):
+def test_section_4_3_needs_the_kernel_flipped(integer_backend):
     y = conv(GUIDE_X, GUIDE_W)
-    transposed = conv_transpose(y, GUIDE_W, backend=backend)
-    as_asked = conv(y, GUIDE_W, padding=2, backend=backend)
+    transposed = conv_transpose(y, GUIDE_W, backend=integer_backend)
+    as_asked = conv(y, GUIDE_W, padding=2, backend=integer_backend)
     assert as_asked.shape == transposed.shape
     assert not np.array_equal(as_asked, transposed)
-    assert np.array_equal(conv(y, GUIDE_W[..., ::-1, ::-1], padding=2, backend=backend), transposed)
+    assert np.array_equal(conv(y, GUIDE_W[..., ::-1, ::-1], padding=2, backend=integer_backend), transposed)
 
 
-def test_section_4_3_swaps_the_channel_axes_too(backend):
+def test_section_4_3_swaps_the_channel_axes_too(integer_backend):
     rng = np.random.default_rng(0)
     y, w = rng.integers(-9, 10, (2, 3, 4, 5)), rng.integers(-9, 10, (3, 2, 3, 2))
     flipped = w[..., ::-1, ::-1].swapaxes(0, 1)
-    transposed = conv_transpose(y, w, backend=backend)
-    assert np.array_equal(conv(y, flipped, padding=((2, 2), (1, 1)), backend=backend), transposed)
-    assert np.array_equal(conv(y, flipped, padding="full", backend=backend), transposed)
+    transposed = conv_transpose(y, w, backend=integer_backend)
+    assert np.array_equal(conv(y, flipped, padding=((2, 2), (1, 1)), backend=integer_backend), transposed)
+    assert np.array_equal(conv(y, flipped, padding="full", backend=integer_backend), transposed)
 
 
-def test_a_gradient_swaps_grad_for_one_factor_of_the_einsum(backend):
+def test_a_gradient_swaps_grad_for_one_factor_of_the_einsum(integer_backend):
     # The answer: "you swap in grad.out for one of the arguments".
     rng = np.random.default_rng(0)
     x, w = rng.integers(-9, 10, (2, 3, 5, 6)), rng.integers(-9, 10, (4, 3, 3, 2))
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 2), axis=(2, 3))
     y = np.einsum("ncpqrs,kcrs->nkpq", windows, w)
-    assert np.array_equal(conv(x, w, backend=backend), y)
+    assert np.array_equal(conv(x, w, backend=integer_backend), y)
     grad = rng.integers(-9, 10, y.shape)
     swapped = np.einsum("ncpqrs,nkpq->kcrs", windows, grad)
-    assert np.array_equal(conv_weight_grad(grad, x, w.shape, backend=backend), swapped)
+    assert np.array_equal(conv_weight_grad(grad, x, w.shape, backend=integer_backend), swapped)
 
 
 # ------------------------------------- the notebook on the gradient of a transposed convolution, document 2
