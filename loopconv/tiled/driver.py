@@ -168,9 +168,9 @@ def adjoint_plan(geometry, dtype, make=None):
 
 def is_winograd(p, layout, source, result, dtype):
     """Whether F(2x2, 3x3) takes the problem and is expected to be faster, the weights' transform included."""
-    if p.k != (1, 3, 3) or p.stride != (1, 1, 1) or p.dilation != (1, 1, 1) or not p.N * result.sizes[0]:
+    if p.k[1:] != (3, 3) or p.stride != (1, 1, 1) or p.dilation[1:] != (1, 1) or not p.N * result.sizes[0]:
         return False
-    C, M = source.channels, result.channels
+    C, M = source.channels * p.k[0], result.channels
     flats = [int(phase[-1]) for phase in layout.results]
     kernels = C * M * p.G
     direct = direct_cost(M, C, 9, flats, dtype) * p.N * p.G + 9 * PACKED_WEIGHT * kernels
@@ -186,28 +186,28 @@ def _tiles(sizes):
 def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
     p = problem(geometry)
     (C, sizes, steps), (M, (Z, P, Q), out_steps) = source, result
-    tiles, n = _tiles(result.sizes), lanes(dtype)
-    _, rows, cols = winograd_tile(M, C, tiles, dtype)
+    tiles, n, T = _tiles(result.sizes), lanes(dtype), p.k[0]
+    _, rows, cols = winograd_tile(M, T * C, tiles, dtype)
     width, blocks = cols * n, -(-M // rows)
     runs = -(-tiles // width)
-    fitting = max(1, WINOGRAD_BYTES // (16 * C * width * np.dtype(dtype).itemsize))
+    fitting = max(1, WINOGRAD_BYTES // (16 * T * C * width * np.dtype(dtype).itemsize))
     parts = -(-runs // fitting)
     units = p.N * p.G * Z * parts
     splits = min(blocks, -(-4 // units))
     most = -(-runs // parts) * width + n
-    # the adjoint's taps run backwards
-    tap, step_r, step_s = (0, 3, 1) if layout.tap_offset[0] == layout.tap_offset.min() else (8, -3, -1)
+    backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
+    step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
     numbers = [
-        p.G, M, C, Z, P, Q, layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
-        int(layout.tap_offset.min()), p.G * M * out_steps[0], *out_steps[:2], parts, splits, most,
+        p.G, M, C, Z, P, Q, *_blocks(layout), int(layout.tap_offset.min()), p.G * M * out_steps[0], *out_steps[:2],
+        parts, splits, most, T, step_t // max(T - 1, 1),
     ]  # fmt: skip
     slack = 3 * layout.pitches[2] + 2 * n + 4  # what the last tile reads past the last plane
     return WinogradPlan(
         _pack_planes(p, layout, C, sizes, steps, slack), _pack_weights(p, layout, M, C, rows, w_steps),
-        compiled(make_transform_weights, rows), p.G * blocks * 16 * C * rows,
-        (C, tap * rows, step_r * rows, step_s * rows), p.G * blocks,
+        compiled(make_transform_weights, rows), p.G * blocks * 16 * T * C * rows,
+        (C, T, *(step * (-rows if backwards else rows) for step in (9, 3, 1))), p.G * blocks,
         compiled(make_winograd, n, rows, cols), np.array(numbers, np.int64),
-        16 * (C + rows) * most + 2 * n, units * splits, geometry.macs,
+        16 * (T * C + rows) * most + 2 * n, units * splits, geometry.macs,
     )  # fmt: skip
 
 

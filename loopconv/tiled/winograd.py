@@ -19,13 +19,20 @@ from loopconv.tiled.simd import (
 def make_transform_weights(rows):
     """The transform of weights packed for tiles of `rows` rows."""
 
-    def transform_weights(packed, u, C, tap, step_r, step_s, first, last):
-        """u (block, 16, C, rows) from packed (block, C, 9 taps, rows); taps are read from `tap` on in these steps."""
+    def transform_weights(packed, u, C, T, step_t, step_r, step_s, first, last):
+        """u (block, 16, T, C, rows) from packed (block, C, T x 3 x 3 taps, rows).
+
+        Taps are read in these steps from the first on, or from the last where the steps are negative.
+        """
         for block in range(first, last):
-            for c in range(C):
-                g = tile_load(packed, (block * C + c) * 9 * rows + tap, step_r, step_s, rows, 3, 3)
-                at = block * 16 * C * rows + c * rows
-                tile_store(tile_transform(g, "weight"), u, at, 4 * C * rows, C * rows)
+            for t in range(T):
+                for c in range(C):
+                    at = (block * C + c) * T * 9 * rows + t * step_t
+                    if step_t < 0:
+                        at += (T * 9 - 1) * rows
+                    g = tile_load(packed, at, step_r, step_s, rows, 3, 3)
+                    at = (block * 16 * T * C + t * C + c) * rows
+                    tile_store(tile_transform(g, "weight"), u, at, 4 * T * C * rows, T * C * rows)
 
     return transform_weights
 
@@ -46,11 +53,12 @@ def make_winograd(lanes, rows, cols):
         out_image, out_channel, out_slice, parts, splits, most = (
             plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
         )  # fmt: skip
+        T, step_t = plan[16], plan[17]
         blocks = (M + rows - 1) // rows
         across = (Q + 1) // 2
         tiles = (P + 1) // 2 * across
         runs = (tiles + width - 1) // width
-        v, products = 0, 16 * C * most + lanes
+        v, products = 0, 16 * T * C * most + lanes
         spread = 0.0
         for unit in range(first, last):
             split = unit % splits
@@ -58,23 +66,24 @@ def make_winograd(lanes, rows, cols):
             z = unit // (splits * parts) % Z
             n, g = unit // (splits * parts * Z * G), unit // (splits * parts * Z) % G
             start, stop = runs * part // parts * width, min(tiles, runs * (part + 1) // parts * width)
-            # inputs: v (16, C, tiles of this unit)
-            for c in range(C):
-                at = ((n * G + g) * C + c) * channel + offset + z * slice_
+            # inputs: v (16, T, C, tiles of this unit)
+            for tc in range(T * C):
+                at = ((n * G + g) * C + tc % C) * channel + offset + z * slice_ + tc // C * step_t
                 tile = start
                 while tile < stop:
                     i, j = tile // across, tile % across
                     d = tile_load_pairs(buffer, at + 2 * i * row + 2 * j, row, lanes, 4, 4)
-                    tile_store(tile_transform(d, "input"), scratch, v + c * most + tile - start, 4 * C * most, C * most)
+                    d = tile_transform(d, "input")
+                    tile_store(d, scratch, v + tc * most + tile - start, 4 * T * C * most, T * C * most)
                     tile += min(lanes, across - j, stop - tile)
             for block in range(blocks * split // splits, blocks * (split + 1) // splits):
-                # products: (16, rows, tiles), each a sum over channels
+                # products: (16, rows, tiles), each a sum over channels, and in three dimensions over slices
                 for xi in range(16):
                     for j in range(0, stop - start, width):
                         acc = tile_zeros(buffer, lanes, rows, cols)
-                        i = ((g * blocks + block) * 16 + xi) * C * rows
-                        b = v + xi * C * most + j
-                        for _ in range(C):
+                        i = ((g * blocks + block) * 16 + xi) * T * C * rows
+                        b = v + xi * T * C * most + j
+                        for _ in range(T * C):
                             acc = tile_outer(acc, u, i, 1, scratch, b)
                             i += rows
                             b += most
