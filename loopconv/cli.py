@@ -64,7 +64,32 @@ def _parser():
                       help="the picture; by default %(default)s")  # fmt: skip
     demo.add_argument("--steps", type=_positive, default=200, metavar="N", help="of learning; by default %(default)s")
     demo.set_defaults(run=_demo, error=demo.error)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands):
+    bench = commands.add_parser("bench", help="the public functions against PyTorch, onnxruntime and OpenVINO")
+    bench.add_argument("--layers", type=Path, metavar="CSV", help="by default benchmarks/layers.csv of this checkout")
+    bench.add_argument("--ops", type=_ops, metavar="NAMES", help="of forward,input_grad,weight_grad; by default all")
+    bench.add_argument("--threads", type=_positive, metavar="N", help="of ours and of the peers; by default all")
+    bench.add_argument("--peers", type=_peers, metavar="NAMES",
+                       help="of torch,onnxruntime,openvino, or none; by default those installed")  # fmt: skip
+    bench.add_argument("--backend", choices=list(by_backend()), metavar="NAME", help="ours; by default the fastest")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="what benchmarks/report.py reads")
+    bench.set_defaults(run=_bench, error=bench.error)
+
+
+def _ops(text):
+    from loopconv import bench
+
+    return bench.names(text, bench.OPS)
+
+
+def _peers(text):
+    from loopconv import bench
+
+    return [] if text == "none" else bench.names(text, bench.PEERS)
 
 
 def _positive(text):
@@ -102,13 +127,13 @@ def _info(_):
         "loopconv": f"{loopconv.__version__}, in {Path(loopconv.__file__).parent}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "NumPy": np.__version__,
-        **{name: _version(name) for name in ("Numba", "llvmlite", "SciPy", "Cython")},
+        **{name: version(name) for name in ("Numba", "llvmlite", "SciPy", "Cython")},
         "extensions": _extensions(),
         "platform": platform.platform(),
-        "processor": _known(_processor),
+        "processor": known(processor),
         "cores": f"{_cores()} usable of {os.cpu_count()}",
-        "threads": f"{threads.get_num_threads()} in use; Numba's threading layer: {_known(_threading_layer)}",
-        "cache": _known(_cache),
+        "threads": f"{threads.get_num_threads()} in use; Numba's threading layer: {known(_threading_layer)}",
+        "cache": known(_cache),
     }
     for name, fact in facts.items():
         print(f"{name:<12}{fact}")
@@ -118,14 +143,14 @@ def _info(_):
     return 0
 
 
-def _version(name):
+def version(name):
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _known(fact):
+def known(fact):
     """What `fact()` says, or why it cannot say it."""
     try:
         return fact()
@@ -146,7 +171,7 @@ def _extensions():
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512bf16", "avx512fp16", "neon", "sve")
 
 
-def _processor():
+def processor():
     binding = import_module("llvmlite.binding")
     features = binding.get_host_cpu_features()
     return f"{binding.get_host_cpu_name()} with {' '.join(name for name in FEATURES if features.get(name))}"
@@ -224,11 +249,11 @@ def measure(row, problem, calls=2) -> Outcome:
         started = perf_counter()
         run(problem.geometry, **operands)
         seconds.append(perf_counter() - started)
-        errors.append(_error(operands[role], problem))
+        errors.append(worst_error(operands[role], problem))
     return Outcome(float(np.max(errors)), min(seconds[1:]))
 
 
-def _error(result, problem):
+def worst_error(result, problem):
     """Largest error as a fraction of what is allowed; NaN where there is one."""
     with np.errstate(all="ignore"):
         error = np.abs(result - problem.expected)
@@ -313,3 +338,12 @@ def _demo(arguments):
         return 1
     demo.run(arguments.output, arguments.steps)
     return 0
+
+
+# -------------------------------------------------------------------------------------------- bench
+
+
+def _bench(arguments):
+    from loopconv import bench
+
+    return bench.run(arguments)

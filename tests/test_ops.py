@@ -285,14 +285,14 @@ def test_negative_padding_crops_and_extends():
     assert conv_transpose(row(1, 2), row(1, 10), padding=((-1, -2),)).tolist() == [[[0, 1, 12, 20, 0, 0]]]
 
 
-def test_padding_may_shift_without_changing_the_size(integer_backend):
+def test_padding_may_shift_without_changing_the_size(backend):
     # As many pixels go on one side as come off the other: nothing but the position says so.
-    assert conv(row(1, 2, 3), row(1, 10), padding=((1, -1),), backend=integer_backend).tolist() == [[[10, 21]]]
-    assert conv(row(1, 2, 3), row(1, 10), padding=((-1, 1),), backend=integer_backend).tolist() == [[[32, 3]]]
-    back = conv_transpose(row(1, 2), row(1, 10), [5], padding=((1, -1),), backend=integer_backend)
-    assert back.tolist() == [[[17, 25, 5]]]  # 1, 12, 20 moved by one
-    dw = conv_weight_grad(row(1, 100), row(1, 2, 3), (1, 1, 2), padding=((1, -1),), backend=integer_backend)
-    assert dw.tolist() == [[[100, 201]]]
+    x, w, y = row(1.0, 2.0, 3.0), row(1.0, 10.0), row(1.0, 100.0)
+    assert conv(x, w, padding=((1, -1),), backend=backend).tolist() == [[[10, 21]]]
+    assert conv(x, w, padding=((-1, 1),), backend=backend).tolist() == [[[32, 3]]]
+    back = conv_transpose(y, w, [5.0], padding=((1, -1),), backend=backend)
+    assert back.tolist() == [[[115, 1005, 5]]]  # 1, 110, 1000, moved by one
+    assert conv_weight_grad(y, x, (1, 1, 2), padding=((1, -1),), backend=backend).tolist() == [[[100, 201]]]
 
 
 def test_a_kernel_longer_than_the_input_is_refused():

@@ -203,7 +203,7 @@ def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
     ]  # fmt: skip
     slack = 3 * layout.pitches[2] + 2 * n + 4  # what the last tile reads past the last plane
     return WinogradPlan(
-        _pack_planes(p, layout, C, sizes, steps, slack), _pack_weights(p, layout, M, C, rows, w_steps),
+        _pack_planes(p, layout, C, sizes, steps, slack), _pack_weights(p, layout, dtype, M, C, rows, w_steps),
         compiled(make_transform_weights, rows), p.G * blocks * 16 * T * C * rows,
         (C, T, *(step * (-rows if backwards else rows) for step in (9, 3, 1))), p.G * blocks,
         compiled(make_winograd, n, rows, cols), np.array(numbers, np.int64),
@@ -211,12 +211,17 @@ def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
     )  # fmt: skip
 
 
-def _pack_weights(p, layout, M, C, rows, w_steps):
-    blocks = p.G * -(-M // rows)
+def _pack_weights(p, layout, dtype, M, C, rows, w_steps):
+    blocks, T = p.G * -(-M // rows), len(layout.tap_offset)
+    first, step = np.full(T, -1, np.int64), np.zeros(T, np.int64)
+    for begin, end in layout.results[:, :2]:
+        taps = layout.tap_weight[begin:end]
+        first[taps] = (begin * C + np.arange(end - begin)) * rows
+        step[taps] = (end - begin) * rows
+    in_order = w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
     return Pack(
-        "w", compiled(packers.make_pack_weights, rows),
-        (layout.tap_weight, layout.results, np.array([M, C, *w_steps], np.int64)),
-        blocks, blocks * rows * C * len(layout.tap_offset),
+        "w", compiled(packers.make_pack_weights, lanes(dtype), rows),
+        (first, step, np.array([M, C, T, *w_steps, in_order], np.int64)), blocks, blocks * rows * C * T,
     )  # fmt: skip
 
 
@@ -238,7 +243,7 @@ def _direct_plan(geometry, dtype, layout, source, result, w_steps):
     ]  # fmt: skip
     return DirectPlan(
         None if in_place else _pack_planes(p, layout, C, sizes, steps, width),
-        _pack_weights(p, layout, M, C, rows, w_steps), compiled(make_direct, lanes(dtype), rows, cols),
+        _pack_weights(p, layout, dtype, M, C, rows, w_steps), compiled(make_direct, lanes(dtype), rows, cols),
         layout.results, layout.tap_offset, np.array(numbers, np.int64), units * parts * blocks, geometry.macs,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Copies into the flattened, zero-padded buffers of layout.py, and of weights into the order they are read in."""
 
-from loopconv.tiled.simd import pointer
+from loopconv.tiled.simd import pointer, tile_load_columns, tile_spill
 
 
 def pack(x, buffer, steps, sizes, source, layout, first, last):
@@ -77,36 +77,44 @@ def make_pack_channels_last(width):
     return pack_channels_last
 
 
-def make_pack_weights(rows):
-    """The packer of weights for tiles of `rows` rows."""
+def make_pack_weights(lanes, rows):
+    """The packer of weights for tiles of `rows` rows; it turns blocks of rows x `lanes` taps around in registers."""
+    wide = 1 << (rows - 1).bit_length()
 
-    def pack_weights(w, packed, tap_weight, results, plan, first, last):
+    def pack_weights(w, packed, tap_first, tap_step, plan, first, last):
         """Write the row blocks first .. last-1 of `w` as (group, block, result phase, channel, tap, row).
 
-        In that order the direct kernel reads them one after the other. Rows past the last are zeros.
+        In that order the kernels read them one after the other. Rows past the last are zeros. Tap t of
+        channel c goes to tap_first[t] + c * tap_step[t] in a block, unless tap_first[t] is negative.
         """
-        M, C, w_group, w_row, w_channel = plan[0], plan[1], plan[2], plan[3], plan[4]
+        M, C, T, w_group, w_row, w_channel, in_order = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         blocks = (M + rows - 1) // rows
-        size = C * len(tap_weight) * rows
         for block in range(first, last):
             m0 = block % blocks * rows
             here = min(rows, M - m0)
             begin = block // blocks * w_group + m0 * w_row
-            target = pointer(packed, block * size)
-            if here < rows:
-                for i in range(size):
-                    target[i] = 0
-            for phase in range(results.shape[0]):
-                at = results[phase, 0] * C * rows
+            target = pointer(packed, block * C * T * rows)
+            if in_order:  # forward: the channels and taps of a row follow each other, and stay as they are
+                for i in range(0, C * T, lanes):
+                    numbers = tile_spill(tile_load_columns(w, begin + i, w_row, here, C * T - i, lanes, rows))
+                    for e in range(min(lanes, C * T - i)):
+                        for m in range(rows):
+                            target[(i + e) * rows + m] = numbers[e * wide + m]
+            elif T == 1 and here == rows:  # adjoint of 1x1: the rows of a channel follow each other
                 for c in range(C):
-                    for t in range(results[phase, 0], results[phase, 1]):
-                        column = pointer(w, begin + c * w_channel + tap_weight[t])
-                        if here == rows:
-                            for m in range(rows):  # a constant count, unrolled
-                                target[at + m] = column[m * w_row]
-                        else:
-                            for m in range(here):
-                                target[at + m] = column[m * w_row]
-                        at += rows
+                    column = pointer(w, begin + c * w_channel)
+                    for m in range(rows):
+                        target[c * rows + m] = column[m]
+            else:
+                for c in range(C):
+                    for t in range(0, T, lanes):
+                        numbers = tile_spill(
+                            tile_load_columns(w, begin + c * w_channel + t, w_row, here, T - t, lanes, rows)
+                        )
+                        for e in range(min(lanes, T - t)):
+                            at = tap_first[t + e] + c * tap_step[t + e]
+                            if tap_first[t + e] >= 0:
+                                for m in range(rows):
+                                    target[at + m] = numbers[e * wide + m]
 
     return pack_weights

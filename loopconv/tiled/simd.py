@@ -144,6 +144,35 @@ def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
 
 
 @intrinsic(prefer_literal=True)
+def tile_load_columns(typing, array, i, row_step, here, count, lanes, rows):
+    """The tile of array[i + m*row_step :][:lanes] for m < rows, transposed: lane m of its row l is column l.
+
+    Rows from `here` on and columns from `count` on are zeros and are not read. The transposed tile has as
+    many lanes as the next power of two after `rows`.
+    """
+    dtype, n = array.dtype, lanes.literal_value
+    wide = 1 << (rows.literal_value - 1).bit_length()
+    result = Tile(dtype, wide, n, 1)
+    row = ir.VectorType(_ELEMENT[dtype], n)
+
+    def codegen(context, builder, signature, arguments):
+        begin = _address(context, builder, array, *arguments[:2])
+        vectors = []
+        for m in range(rows.literal_value):
+            inside = builder.select(builder.icmp_signed("<", _INT64(m), arguments[3]), arguments[4], _INT64(0))
+            place = builder.gep(begin, [builder.mul(arguments[2], _INT64(m))])
+            vectors.append(_masked_load(builder, place, row, _first(builder, inside, n)))
+        vectors += [ir.Constant(row, None)] * (wide - len(vectors))
+        acc = ir.Constant(context.get_value_type(result), ir.Undefined)
+        for column, vector in enumerate(_transpose(builder, vectors)):
+            acc = builder.insert_value(acc, vector, column)
+        return acc
+
+    i64 = types.int64
+    return result(array, i64, i64, i64, i64, lanes, rows), codegen
+
+
+@intrinsic(prefer_literal=True)
 def tile_load_pairs(typing, array, i, row_step, lanes, rows, cols):
     """A tile of array[i + m*row_step + n :: 2][:lanes]: columns are two apart in memory; `cols` is even."""
     tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
@@ -296,6 +325,29 @@ def _fma(builder, a, b, c):
     return builder.call(
         cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{a.type.count}{suffix}"), [a, b, c]
     )
+
+
+def _transpose(builder, rows):
+    """The columns of a power of two of rows, by perfect shuffles: each halves the distance between neighbours."""
+    n, lanes = len(rows), rows[0].type.count
+    order = ir.VectorType(_INT32, lanes)
+    zips = [[half * lanes // 2 + lane // 2 + lane % 2 * lanes for lane in range(lanes)] for half in range(2)]
+    for _ in range(n.bit_length() - 1):
+        pairs = [(rows[j], rows[j + n // 2]) for j in range(n // 2)]
+        rows = [builder.shuffle_vector(*pair, ir.Constant(order, half)) for pair in pairs for half in zips]
+    # the columns now follow each other; cut where they end
+    columns = []
+    for column in range(lanes):
+        first, parts = column * n, []
+        for at in range(first, first + n, min(n, lanes)):
+            vector = rows[at // lanes]
+            take = list(range(at % lanes, at % lanes + min(n, lanes)))
+            parts.append(builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_INT32, len(take)), take)))
+        while len(parts) > 1:
+            both = ir.Constant(ir.VectorType(_INT32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2])]
+        columns.append(parts[0])
+    return columns
 
 
 def _first(builder, count, lanes):
