@@ -282,7 +282,7 @@ def weight_plan(geometry, dtype):
         p.G * p.K * p.C * taps, p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4]),
     ]  # fmt: skip
     return WeightPlan(
-        _pack_channels_last(p, rows, *a[:5]), _pack_channels_last(p, width, *b[:5]),
+        _pack_channels_last(p, dtype, rows, *a[:5]), _pack_channels_last(p, dtype, width, *b[:5]),
         compiled(make_weight, lanes(dtype), rows, cols), a[5], b[5], np.array(numbers, np.int64),
         taps * rows * width, parts, blocks * parts, geometry.macs,
     )  # fmt: skip
@@ -351,10 +351,10 @@ def _blocks(layout):
     return layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2]
 
 
-def _pack_channels_last(p, width, name, C, sizes, steps, layout):
+def _pack_channels_last(p, dtype, width, name, C, sizes, steps, layout):
     units = p.N * p.G * -(-C // width)
     return Pack(
-        name, compiled(packers.make_pack_channels_last, width),
+        name, compiled(packers.make_pack_channels_last, lanes(dtype), width),
         (steps[:3], sizes, layout.source, _where(p, layout, C, steps), C), units, units * layout.channel * width,
     )  # fmt: skip
 

@@ -40,8 +40,8 @@ def pack(x, buffer, steps, sizes, source, layout, first, last):
             target[i] = 0
 
 
-def make_pack_channels_last(width):
-    """The packer for blocks of `width` channels."""
+def make_pack_channels_last(lanes, width):
+    """The packer for blocks of `width` channels; it turns blocks of lanes x lanes numbers around in registers."""
 
     def pack_channels_last(x, buffer, steps, sizes, source, layout, C, first, last):
         """Write the blocks first .. last-1 of `buffer`, each (position, channel of the block), from `x` as in `pack`.
@@ -69,10 +69,24 @@ def make_pack_channels_last(width):
                         d, h = z0 + z * sz, p0 + p * sp
                         if d < D and h < H:
                             start = (phase * plane + origin + (z * rows + p) * pitch) * width
-                            for c in range(here):
-                                row = pointer(x, begin + c * steps[0] + d * steps[1] + h * steps[2] + q0)
-                                for q in range(n):
-                                    target[start + q * width + c] = row[q * sq]
+                            at = begin + d * steps[1] + h * steps[2] + q0
+                            if sq == 1:
+                                for c in range(0, here, lanes):
+                                    for q in range(0, n, lanes):
+                                        numbers = tile_spill(
+                                            tile_load_columns(
+                                                x, at + c * steps[0] + q, steps[0], here - c, n - q, lanes, lanes
+                                            )
+                                        )
+                                        for e in range(min(lanes, n - q)):
+                                            place = start + (q + e) * width + c
+                                            for m in range(min(lanes, width - c)):
+                                                target[place + m] = numbers[e * lanes + m]
+                            else:
+                                for c in range(here):
+                                    row = pointer(x, at + c * steps[0])
+                                    for q in range(n):
+                                        target[start + q * width + c] = row[q * sq]
 
     return pack_channels_last
 

@@ -50,8 +50,12 @@ def make_weight(lanes, rows, cols):
                         total[t * size + i] += numbers[i]
             target = pointer(w, part * w_part + g * w_group + ja * rows * w_a + jb * width * w_b)
             for m in range(min(rows, MA - ja * rows)):
-                for i in range(min(width, MB - jb * width)):
-                    for t in range(taps):
-                        target[m * w_a + i * w_b + t] = total[t * size + m * width + i]
+                if w_b == 1:
+                    for i in range(min(width, MB - jb * width)):
+                        target[m * w_a + i] = total[m * width + i]
+                else:
+                    for i in range(min(width, MB - jb * width)):
+                        for t in range(taps):
+                            target[m * w_a + i * w_b + t] = total[t * size + m * width + i]
 
     return weight

@@ -1,0 +1,432 @@
+"""`python -m loopconv bench`: the public functions against PyTorch, onnxruntime and OpenVINO, layer by layer.
+
+Ours and the peers are verified against the reference, then timed in turn within one run, so that whatever
+else the machine does meets all of them. Peers are imported here, when they are asked for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from statistics import geometric_mean, median
+from time import perf_counter, sleep
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import loopconv
+from loopconv import cli
+from loopconv.cases import Case
+
+LAYERS = Path(__file__).parents[1] / "benchmarks" / "layers.csv"
+OPS = ("forward", "input_grad", "weight_grad")
+# Which contraction each op of a layer is.
+CONTRACTION = {
+    "conv": dict(zip(OPS, ("forward", "adjoint", "weight"))),
+    "conv_transpose": dict(zip(OPS, ("adjoint", "forward", "weight"))),
+}
+DTYPE = np.dtype(np.float32)
+
+# Each of ours and the peers is timed for about so many seconds, in so many rounds; a round repeats a short call.
+SECONDS, ROUNDS, ROUND_SECONDS = 0.5, (7, 25), 0.005
+# Idle threads of OpenMP spin for some milliseconds after a call, on the processors of whoever is next.
+PAUSE = 0.005
+# A peer may err by so many times the tolerance of our own kernels.
+PEER_TOLERANCE = 10
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print and save what `arguments` ask for; 0, or 1 if one of our results is wrong."""
+    layers = _layers(arguments)
+    peers = _peers(arguments)
+    if arguments.json and not arguments.json.parent.is_dir():
+        arguments.error(f"--json must be a file in a directory that exists, got '{arguments.json}'")
+    if arguments.threads:
+        loopconv.set_num_threads(arguments.threads)
+    threads = loopconv.get_num_threads()
+    machine = {**facts(arguments, peers), "threads": threads, **limits(threads)}
+    print(f"{machine['cpu']['brand_raw']}, threads: {threads}; measured {machine['peak_gflops']:.0f} GFLOP/s "
+          f"and {machine['bandwidth_gbs']:.1f} GB/s\n")  # fmt: skip
+    cells = [(case, op) for case in layers.values() for op in arguments.ops or OPS]
+    rows = [measure(case, op, arguments.backend, peers, machine) for case, op in _shown(cells)]
+    print(report(rows, list(peers)))
+    if arguments.json:
+        text = json.dumps({"machine_info": machine, "rows": rows}, indent=1, allow_nan=False)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    return int(any(row["wrong"] for row in rows))
+
+
+# ---------------------------------------------------------------------------------------- arguments
+
+
+def names(text: str, allowed) -> list[str]:
+    """The names in a list like ``a,b``, each once."""
+    given = list(dict.fromkeys(text.split(",")))
+    if bad := [name for name in given if name not in allowed]:
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(allowed)}, got {bad[0]!r}")
+    return given
+
+
+def read_layers(path: Path) -> dict[str, Case]:
+    """Every layer of a CSV file as a case, by name, or a ValueError that says in which line it is wrong."""
+    layers: dict[str, Case] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                case = _case(row)
+                case.geometry  # noqa: B018 (raises where the sizes do not fit together)
+            except KeyError as error:
+                raise ValueError(f"line {reader.line_num}: the column {error} is missing") from None
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from None
+            if layers.setdefault(case.name, case) is not case:
+                raise ValueError(f"line {reader.line_num}: there is another layer of the name {case.name!r}")
+    if not layers:
+        raise ValueError("it has no layers")
+    return layers
+
+
+def _case(row):
+    if row["op"] not in CONTRACTION:
+        raise ValueError(f"op must be one of {', '.join(CONTRACTION)}, got {row['op']!r}")
+    spatial, kernel = (tuple(map(int, row[key].split("x"))) for key in ("spatial", "kernel"))
+    n, c_in, c_out, groups = (int(row[key]) for key in ("n", "c_in", "c_out", "groups"))
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    channels = (c_out, c_in // groups) if row["op"] == "conv" else (c_in, c_out // groups)
+    settings = ["stride", "padding", "dilation", "groups"] + ["output_padding"] * (row["op"] == "conv_transpose")
+    return Case(
+        row["name"], row["op"], (n, c_in, *spatial), (*channels, *kernel), {name: int(row[name]) for name in settings}
+    )
+
+
+def _layers(arguments):
+    path = arguments.layers or LAYERS
+    if not path.is_file():
+        said = f"--layers must be a CSV file of layers, got '{path}'"
+        arguments.error(said if arguments.layers else "benchmarks/layers.csv is not next to this package; use --layers")
+    try:
+        return read_layers(path)
+    except ValueError as error:
+        arguments.error(f"--layers {path.name}: {error}")
+
+
+def _peers(arguments):
+    """The peers to compare with, by name; one that is missing is an error only where it was asked for."""
+    found = {}
+    for name in PEERS if arguments.peers is None else arguments.peers:
+        try:
+            for module in MODULES[name]:
+                import_module(module)
+        except ImportError as error:
+            said = f"the peer {name} cannot be imported ({error}): pip install {' '.join(MODULES[name])}"
+            if arguments.peers is not None:
+                arguments.error(said)
+            print(f"{said}; going on without it", file=sys.stderr)
+        else:
+            found[name] = PEERS[name]
+    return found
+
+
+def facts(arguments, peers) -> dict[str, Any]:
+    """Machine, versions and command, under the names that pytest-benchmark gives them."""
+    threads = f"--threads {arguments.threads} " if arguments.threads else ""
+    layers = f"--layers {shlex.quote(arguments.layers.name)} " if arguments.layers else ""
+    backend = f"--backend {arguments.backend} " if arguments.backend else ""
+    modules = dict.fromkeys(module for name in peers for module in MODULES[name])
+    return {
+        "cpu": {"brand_raw": cli.known(cli.processor)},
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "python_version": platform.python_version(),
+        "versions": {name: cli.version(name) for name in ("loopconv", "numpy", "numba", "llvmlite", *modules)},
+        "command": f"python -m loopconv bench {layers}{threads}{backend}--ops {','.join(arguments.ops or OPS)} "
+        f"--peers {','.join(peers) or 'none'}",
+    }
+
+
+# --------------------------------------------------------------------------------- what bounds a layer
+
+
+def limits(threads: int) -> dict[str, float]:
+    """GFLOP/s of fused multiply-adds and GB/s of copying, measured, for all `threads`."""
+    return {"peak_gflops": threads * peak() / 1e9, "bandwidth_gbs": bandwidth(threads) / 1e9}
+
+
+def peak(steps: int = 20_000, rounds: int = 15) -> float:
+    """FLOP/s of one core on the largest register tile of float32."""
+    tiles = import_module("loopconv.tiled.tiles")
+    lanes = tiles.lanes(DTYPE)
+    rows, cols = max(tiles.TILES[tiles.registers()], key=prod)
+    kernel, array = _peak_kernel(lanes, rows, cols), np.ones(rows + cols * lanes, DTYPE)
+    out = np.empty(rows * cols * lanes, DTYPE)
+    kernel(array, out, 1)  # compiles
+    seconds = min(_seconds(lambda: kernel(array, out, steps)) for _ in range(rounds))
+    return 2 * rows * cols * lanes * steps / seconds
+
+
+def _peak_kernel(lanes, rows, cols):
+    simd, numba = import_module("loopconv.tiled.simd"), import_module("numba")
+    tile_zeros, tile_outer, tile_store = simd.tile_zeros, simd.tile_outer, simd.tile_store
+
+    def kernel(array, out, steps):
+        acc = tile_zeros(array, lanes, rows, cols)
+        for _ in range(steps):
+            acc = tile_outer(acc, array, 0, 1, array, rows)
+        tile_store(acc, out, 0, cols * lanes, lanes)  # or the compiler leaves out what nobody sees
+
+    return numba.njit(kernel, nogil=True, fastmath=False)
+
+
+def bandwidth(threads: int, size: int = 1 << 28, rounds: int = 7) -> float:
+    """Bytes per second read and written while `threads` threads copy arrays of `size` bytes in all."""
+    pairs = [(np.ones(size // threads, np.uint8), np.zeros(size // threads, np.uint8)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def copy():
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+
+        return 2 * size / min(_seconds(copy) for _ in range(rounds))
+
+
+# -------------------------------------------------------------------------------------------- peers
+
+
+def _transposed(case):
+    return case.op == "conv_transpose"
+
+
+def _x_grad(case, arrays):
+    """(the input of the layer's call, the gradient of its output)."""
+    return (arrays["y"], arrays["x"]) if _transposed(case) else (arrays["x"], arrays["y"])
+
+
+def ours(case, op, arrays, backend) -> Callable[[], np.ndarray]:
+    """The public function of this op."""
+    (x, grad), w = _x_grad(case, arrays), arrays["w"]
+    function = getattr(loopconv, case.op if op == "forward" else f"{case.op}_{op}")
+    given = {"forward": (x, w), "input_grad": (grad, w, x.shape), "weight_grad": (grad, x, w.shape)}[op]
+    return lambda: function(*given, backend=backend, **case.settings)
+
+
+def torch_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
+    """torch.nn.functional, and for the gradients what autograd calls."""
+    torch = import_module("torch")
+    torch.set_num_threads(threads)
+    x, grad, w = (torch.from_numpy(array) for array in (*_x_grad(case, arrays), arrays["w"]))
+    if op == "forward":
+        function = getattr(torch.nn.functional, f"{case.op}{case.geometry.rank}d")
+        return lambda: function(x, w, **case.settings).numpy()
+    each = {name: [value] * case.geometry.rank for name, value in {"output_padding": 0, **case.settings}.items()}
+    result = OPS.index(op) - 1
+    given = (grad, x, w, None, each["stride"], each["padding"], each["dilation"], _transposed(case),
+             each["output_padding"], case.settings["groups"], [result == 0, result == 1, False])  # fmt: skip
+    return lambda: torch.ops.aten.convolution_backward(*given)[result].numpy()
+
+
+def onnxruntime_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
+    """A session of one node; it packs the weights when it is made."""
+    onnxruntime, x = import_module("onnxruntime"), _x_grad(case, arrays)[0]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    model = onnx_model(case, op, arrays)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})[0]
+
+
+def openvino_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
+    """A compiled model of one node, in float32; it packs the weights when it is made."""
+    core, x = import_module("openvino").Core(), _x_grad(case, arrays)[0]
+    config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+              "INFERENCE_PRECISION_HINT": "f32"}  # fmt: skip
+    request = core.compile_model(core.read_model(onnx_model(case, op, arrays)), "CPU", config).create_infer_request()
+    return lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)[0]
+
+
+def onnx_model(case, op, arrays) -> bytes:
+    """One Conv or ConvTranspose node whose weights are constants."""
+    if op != "forward":
+        raise NotImplementedError("forward only")
+    onnx = import_module("onnx")
+    x, y = _x_grad(case, arrays)
+    each = {name: [value] * case.geometry.rank for name, value in case.settings.items()}
+    attributes = {
+        "strides": each["stride"], "pads": 2 * each["padding"], "dilations": each["dilation"],
+        "group": case.settings["groups"], "kernel_shape": case.geometry.kernel,
+        **({"output_padding": each["output_padding"]} if _transposed(case) else {}),
+    }  # fmt: skip
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node("ConvTranspose" if _transposed(case) else "Conv", ["x", "w"], ["y"], **attributes)
+    inputs, outputs = ([helper.make_tensor_value_info(n, kind, a.shape)] for n, a in (("x", x), ("y", y)))
+    graph = helper.make_graph([node], "layer", inputs, outputs, [onnx.numpy_helper.from_array(arrays["w"], "w")])
+    opset = helper.make_opsetid("", 17)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+
+
+PEERS = {"torch": torch_peer, "onnxruntime": onnxruntime_peer, "openvino": openvino_peer}
+MODULES = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "onnx")}
+
+
+# ------------------------------------------------------------------------------------- measurement
+
+
+class Candidate(NamedTuple):
+    """Ours or a peer: what to time, or why not."""
+
+    call: Callable[[], np.ndarray] | None
+    note: str = ""
+
+
+def measure(case, op, backend, peers, machine) -> dict[str, Any]:
+    """One row of the result: ours and every peer on one op of one layer."""
+    g, threads = case.geometry, machine["threads"]
+    arrays = cli.random_arrays(g, DTYPE)
+    contraction = CONTRACTION[case.op][op]
+    expected = cli.expectation(g, contraction, arrays)
+    problem = cli.Problem(case.name, g, arrays, *expected)
+    candidates = {"ours": verified(lambda: ours(case, op, arrays, backend), problem, 1)}
+    for name, peer in peers.items():
+        candidates[name] = verified(lambda peer=peer: peer(case, op, arrays, threads), problem, PEER_TOLERANCE)
+    seconds = interleaved({name: c.call for name, c in candidates.items() if c.call}, PAUSE if threads > 1 else 0)
+    others = {name: seconds[name] for name in peers if name in seconds}
+    row = {
+        "layer": case.name, "op": op, "contraction": contraction, "macs": g.macs,
+        "bytes": sum(array.nbytes for array in arrays.values()), "seconds": seconds.pop("ours", None),
+        "wrong": candidates["ours"].note, "peers": others,
+        "notes": {name: c.note for name, c in candidates.items() if c.note and name != "ours"},
+    }  # fmt: skip
+    return row | judged(row, machine)
+
+
+def verified(make, problem, factor) -> Candidate:
+    """What `make()` gives, if its result is within `factor` times the tolerance."""
+    try:
+        call = make()
+        result = call()
+    except Exception as failure:  # whatever it raises is its result
+        return Candidate(None, " ".join(f"{failure}".split())[:200] or type(failure).__name__)
+    if result.shape != problem.expected.shape:
+        return Candidate(None, f"differs from the reference: shape {result.shape}, not {problem.expected.shape}")
+    error = cli.worst_error(result, problem)
+    if not error <= factor:
+        return Candidate(None, f"differs from the reference by {error:.3g} times the tolerance")
+    return Candidate(call)
+
+
+def interleaved(calls, pause) -> dict[str, float]:
+    """Median seconds of each call, all of them timed in turn, round after round."""
+    once = {name: min(_seconds(call) for _ in range(2)) for name, call in calls.items()}
+    repeats = {name: max(1, int(ROUND_SECONDS / seconds)) for name, seconds in once.items()}
+    longest = max((seconds * repeats[name] for name, seconds in once.items()), default=1.0)
+    rounds = int(np.clip(SECONDS / longest, *ROUNDS)) if longest < SECONDS else 1
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            sleep(pause)
+            if once[name] < 4 * ROUND_SECONDS:
+                call()  # wakes its threads and fills the caches
+            samples[name].append(_seconds(call, repeats[name]))
+    return {name: median(values) for name, values in samples.items()}
+
+
+def _seconds(call, repeats=1):
+    started = perf_counter()
+    for _ in range(repeats):
+        call()
+    return (perf_counter() - started) / repeats
+
+
+def judged(row, machine) -> dict[str, Any]:
+    """Speed, share of what bounds the layer, and the comparison with the fastest peer."""
+    flops = 2 * row["macs"]
+    bounds = {
+        "FMA peak": flops / (1e9 * machine["peak_gflops"]), "bandwidth": row["bytes"] / (1e9 * machine["bandwidth_gbs"])
+    }  # fmt: skip
+    bound = max(bounds, key=lambda name: bounds[name])
+    seconds, best = row["seconds"], min(row["peers"], key=lambda name: row["peers"][name], default=None)
+    return {
+        "gflops": flops / seconds / 1e9 if seconds else None,
+        "bound": bound,
+        "percent": 100 * bounds[bound] / seconds if seconds else None,
+        "best": best,
+        "ratio": row["peers"][best] / seconds if best and seconds else None,
+    }
+
+
+def _shown(cells) -> Iterator[tuple[Case, str]]:
+    """The cells one by one, with progress where somebody watches."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for number, (case, op) in enumerate(cells, 1):
+            cli.progress(f"{number}/{len(cells)} {case.name} {op}")
+            yield case, op
+        cli.progress("")
+        return
+    with tqdm(cells, disable=None, leave=False) as bar:
+        for case, op in bar:
+            bar.set_description(f"{case.name} {op}")
+            yield case, op
+
+
+# -------------------------------------------------------------------------------------------- report
+
+
+def report(rows, peers) -> str:
+    """The table of all rows, what went wrong, and the summary."""
+    header = ("layer", "op", "ms", "GFLOP/s", "%", "of", *(f"{name} ms" for name in peers), "best peer", "ratio")
+    lines = [_line(row, peers) for row in rows]
+    parts = [cli.table(header, lines, f"<<>>><{'>' * len(peers)}<>")]
+    notes = [f"{row['layer']} {row['op']}: ours {row['wrong']}" for row in rows if row["wrong"]]
+    unexpected = [(row, *note) for row in rows for note in row["notes"].items() if note[1] != "forward only"]
+    notes += [f"{row['layer']} {row['op']}: {name} is not timed: {why}" for row, name, why in unexpected]
+    if notes:
+        parts.append("\n".join(notes))
+    if summary := summaries(rows):
+        cells = [(s["op"], s["against"], str(s["layers"]), f"{s['mean']:.2f}", f"{s['worst']:.2f}", s["layer"])
+                 for s in summary]  # fmt: skip
+        parts.append(cli.table(("op", "against", "layers", "geometric mean", "worst", "layer"), cells, "<<>>><"))
+    return "\n\n".join(parts)
+
+
+def _line(row, peers):
+    speed = ["WRONG" if row["wrong"] else "", "", ""]
+    if row["seconds"]:
+        speed = [number(1e3 * row["seconds"]), number(row["gflops"]), f"{row['percent']:.0f}"]
+    others = [number(1e3 * row["peers"][name]) if name in row["peers"] else "-" for name in peers]
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
+    return (row["layer"], row["op"], *speed, row["bound"], *others, row["best"] or "", ratio)
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where there are more before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def summaries(rows) -> list[dict[str, Any]]:
+    """Per op, against the best peer and against each: geometric mean and worst of (peer / ours)."""
+    result = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        timed = [row for row in rows if row["op"] == op and row["ratio"]]
+        against = {"best peer": {row["layer"]: row["ratio"] for row in timed}}
+        for row in timed:
+            for name, seconds in row["peers"].items():
+                against.setdefault(name, {})[row["layer"]] = seconds / row["seconds"]
+        for name, ratios in against.items():
+            if ratios:
+                layer = min(ratios, key=lambda layer: ratios[layer])
+                result.append({"op": op, "against": name, "layers": len(ratios), "layer": layer,
+                               "mean": geometric_mean(ratios.values()), "worst": ratios[layer]})  # fmt: skip
+    return result
