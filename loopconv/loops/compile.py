@@ -30,7 +30,7 @@ def kernel(contraction, parallel):
     return jit(loops, parallel=parallel, fastmath=fastmath)
 
 
-def jit(function, *, parallel=False, fastmath=frozenset()):
+def jit(function, *, parallel=False, fastmath=False):
     """Compile `function` without the GIL, cached on disk under a name that changes with our sources."""
     name = f"{function.__name__}_{'parallel' if parallel else 'serial'}_{source_hash()}"
     namespace = {**function.__globals__, "prange": numba.prange if parallel else range}

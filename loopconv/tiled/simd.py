@@ -352,7 +352,8 @@ def _transpose(builder, rows):
 
 def _first(builder, count, lanes):
     """A mask of the first `count` lanes."""
-    numbers = ir.VectorType(_INT32, lanes)
+    numbers, most = ir.VectorType(_INT32, lanes), _INT64(lanes)
+    count = builder.select(builder.icmp_signed("<", count, most), count, most)
     limit = _splat(builder, builder.trunc(count, _INT32), numbers)
     return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), limit)
 
