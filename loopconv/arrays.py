@@ -94,7 +94,23 @@ def plain(array, shape, dtype):
     """`array` as kernels want it, copied only where it must be."""
     if array.dtype != dtype or not array.dtype.isnative or not array.flags.c_contiguous or not array.flags.aligned:
         array = np.array(array, dtype=dtype, order="C", copy=True)
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
     return array.reshape(shape)
+
+
+class _Writable:
+    """The same memory, said to be writable: for Numba a read-only array is a type of its own.
+
+    Kernels do not write their inputs; compiling them anew for such arrays took 5 to 10 s.
+    """
+
+    def __init__(self, array):
+        self.array = array  # which keeps the memory
+
+    @property
+    def __array_interface__(self):
+        return {**self.array.__array_interface__, "data": (self.array.ctypes.data, False)}
 
 
 def is_plain(array, dtype):

@@ -52,6 +52,7 @@ CASES = (
     _conv("dilation-stride", (1, 2, 13, 12), (3, 2, 3, 3), dilation=(3, 2), stride=(2, 3), padding=2),
     _conv("asymmetric", (1, 2, 6, 5), (3, 2, 3, 3), padding=((0, 2), (3, 1))),
     _conv("crop", (1, 2, 9, 8), (3, 2, 3, 3), padding=((-1, -2), (-2, 1))),
+    _conv("shift", (1, 2, 6, 5), (3, 2, 3, 3), padding=((1, -1), (-2, 2))),
     _conv("padding-over-input", (1, 2, 2, 1), (2, 2, 3, 2), padding=4),
     _conv("only-padding-in-window", (1, 1, 2, 2), (1, 1, 2, 2), padding=5, stride=3),
     _conv("full", (1, 2, 4, 5), (3, 2, 3, 2), padding="full"),

@@ -167,11 +167,11 @@ TILED_PHASES = 256
 def _tiled_unsupported(contraction, geometry, dtype):
     if contraction == "adjoint" and prod(geometry.stride) > TILED_PHASES:
         return f"the tiles take strides of up to {TILED_PHASES} pixels in all, this call has {geometry.stride}"
-    if reason := _parallel_unsupported(geometry, dtype):
+    if reason := _loops_unsupported(geometry, dtype):
         return reason
     if np.dtype(dtype) not in (np.float32, np.float64):
         return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
-    return None
+    return _parallel_unsupported(geometry, dtype)
 
 
 def _missing_cython():

@@ -17,7 +17,7 @@ def forward(run, geometry, x, w, y, bias=None):
 def adjoint(run, geometry, x, w, y, bias=None):
     """x = C.T y + bias. The loops scatter into a buffer with room for the padding, which is then cropped."""
     whole, inside = windows(geometry)
-    direct = geometry.span == geometry.input and not any(geometry.pad)
+    direct = is_inside(geometry)
     buffer = x if direct else np.zeros((*x.shape[:2], *geometry.span), x.dtype)
     x[...] = 0 if bias is None else per_channel(bias, x.ndim)
     w, y = grouped(geometry, w, y)
@@ -39,12 +39,17 @@ def per_channel(bias, ndim):
 
 def padded(geometry, x):
     """x (N, G, C, D, H, W) with zeros where windows reach past it; a copy only where there are any."""
-    if geometry.span != geometry.input or any(geometry.pad):
+    if not is_inside(geometry):
         whole, inside = windows(geometry)
         buffer = np.zeros((*x.shape[:2], *geometry.span), x.dtype)
         buffer[inside] = x[whole]
         x = buffer
     return three_axes(x, geometry.groups)
+
+
+def is_inside(geometry):
+    """Whether every window lies in x, so that it can be read and written as it is."""
+    return not any(geometry.pad) and all(span <= n for span, n in zip(geometry.span, geometry.input))
 
 
 @lru_cache(maxsize=1024)
