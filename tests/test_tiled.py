@@ -55,7 +55,7 @@ def forget():
             choice.cache_clear()
 
 
-def can_winograd(p, layout, source, result, dtype):
+def can_winograd(geometry, p, layout, source, result, dtype):
     """`driver.is_winograd` without the question whether it is faster; it never is where there is nothing to add up."""
     takes = p.k[1:] == (3, 3) and p.stride == (1, 1, 1) and p.dilation[1:] == (1, 1)
     return takes and p.N * prod(result.sizes) * p.C * p.K > 0

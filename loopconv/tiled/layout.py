@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 
 def is_folded(g):
-    """Whether the images of a batch become the slices of one image."""
+    """Whether the images of a batch become one image: its slices, or neighbours in its rows."""
     return g.rank < 3 and g.batch > 1 and prod(g.output) < SMALL_IMAGE
 
 
@@ -52,17 +52,26 @@ def problem(g):
     def three(values, unit):
         return (unit,) * (3 - len(values)) + tuple(values)
 
-    x, y = three(g.input, 1), three(g.output, 1)
-    N, x_slice, y_slice = g.batch, x[1] * x[2], y[1] * y[2]
-    x_channel, y_channel = prod(x), prod(y)
+    x, k, y = three(g.input, 1), three(g.kernel, 1), three(g.output, 1)
+    stride, dilation, pad = three(g.stride, 1), three(g.dilation, 1), three(g.pad, 0)
+    N, x_step, y_step = g.batch, (prod(x), x[1] * x[2], x[2], 1), (prod(y), y[1] * y[2], y[2], 1)
     if is_folded(g):
-        x, y, N = (g.batch, *x[1:]), (g.batch, *y[1:]), 1
-        x_slice, y_slice = g.c * x_slice, g.k * y_slice
+        N, image = 1, (g.c * x_step[0], g.k * y_step[0])
+        if has_winograd_kernel(g):
+            x, y = (g.batch, *x[1:]), (g.batch, *y[1:])
+            x_step, y_step = (x_step[0], image[0], *x_step[2:]), (y_step[0], image[1], *y_step[2:])
+        else:  # side by side: a gap after each row, and none after the last row of each image
+            x, y, k = (x[1], g.batch, x[2]), (y[1], g.batch, y[2]), (k[1], 1, k[2])
+            stride, dilation, pad = (stride[1], 1, stride[2]), (dilation[1], 1, dilation[2]), (pad[1], 0, pad[2])
+            x_step, y_step = (x_step[0], x_step[2], image[0], 1), (y_step[0], y_step[2], image[1], 1)
     return Problem(
-        N, g.groups, g.c // g.groups, g.k // g.groups, x, three(g.kernel, 1), y,
-        three(g.stride, 1), three(g.dilation, 1), three(g.pad, 0),
-        (x_channel, x_slice, x[2], 1), (y_channel, y_slice, y[2], 1),
+        N, g.groups, g.c // g.groups, g.k // g.groups, x, k, y, stride, dilation, pad, x_step, y_step
     )  # fmt: skip
+
+
+def has_winograd_kernel(g):
+    """Whether F(2x2, 3x3) is for this kernel."""
+    return g.kernel[-2:] == (3, 3) and set(g.stride) == {1} and set(g.dilation[-2:]) == {1}
 
 
 class Axis(NamedTuple):

@@ -41,7 +41,9 @@ def pack(x, buffer, steps, sizes, source, layout, first, last):
 
 
 def make_pack_channels_last(lanes, width):
-    """The packer for blocks of `width` channels; it turns blocks of lanes x lanes numbers around in registers."""
+    """The packer for blocks of `width` channels; it turns pieces of them around in registers."""
+    block = min(lanes, width)
+    wide = 1 << (block - 1).bit_length()
 
     def pack_channels_last(x, buffer, steps, sizes, source, layout, C, first, last):
         """Write the blocks first .. last-1 of `buffer`, each (position, channel of the block), from `x` as in `pack`.
@@ -51,11 +53,11 @@ def make_pack_channels_last(lanes, width):
         D, H, W = sizes
         channels, image, (lz, lp, _), (_, rows, pitch), origin, plane = layout
         blocks, phases = (C + width - 1) // width, source.shape[0]
-        for block in range(first, last):
-            channel = block // blocks * C + block % blocks * width
+        for number in range(first, last):
+            channel = number // blocks * C + number % blocks * width
             begin = channel // channels * image + channel % channels * steps[0]
-            here = min(width, C - block % blocks * width)
-            target = pointer(buffer, block * phases * plane * width)
+            here = min(width, C - number % blocks * width)
+            target = pointer(buffer, number * phases * plane * width)
             for i in range(phases * plane * width):
                 target[i] = 0
             for phase in range(phases):
@@ -71,17 +73,17 @@ def make_pack_channels_last(lanes, width):
                             start = (phase * plane + origin + (z * rows + p) * pitch) * width
                             at = begin + d * steps[1] + h * steps[2] + q0
                             if sq == 1:
-                                for c in range(0, here, lanes):
+                                for c in range(0, here, block):
                                     for q in range(0, n, lanes):
                                         numbers = tile_spill(
                                             tile_load_columns(
-                                                x, at + c * steps[0] + q, steps[0], here - c, n - q, lanes, lanes
+                                                x, at + c * steps[0] + q, steps[0], here - c, n - q, lanes, block
                                             )
                                         )
                                         for e in range(min(lanes, n - q)):
                                             place = start + (q + e) * width + c
-                                            for m in range(min(lanes, width - c)):
-                                                target[place + m] = numbers[e * lanes + m]
+                                            for m in range(min(block, width - c)):
+                                                target[place + m] = numbers[e * wide + m]
                             else:
                                 for c in range(here):
                                     row = pointer(x, at + c * steps[0])

@@ -37,14 +37,21 @@ def make_weight(lanes, rows, cols):
             for line0 in range(N * lines * part // parts, stop, chunk):
                 for t in range(taps):
                     acc = tile_zeros(a, lanes, rows, cols)
-                    for line in range(line0, min(line0 + chunk, stop)):
-                        n, z, p = line // lines, line % lines // P, line % P
+                    n, z, p = line0 // lines, line0 % lines // P, line0 % P
+                    for _ in range(line0, min(line0 + chunk, stop)):
                         i = (((n * G + g) * a_blocks + ja) * a_block + z * a_slice + p * a_row + tap_a[t]) * rows
                         j = (((n * G + g) * b_blocks + jb) * b_block + z * b_slice + p * b_row + tap_b[t]) * width
                         for _ in range(Q):
                             acc = tile_outer(acc, a, i, 1, b, j)
                             i += rows
                             j += width
+                        p += 1
+                        if p == P:
+                            p = 0
+                            z += 1
+                            if z == Z:
+                                z = 0
+                                n += 1
                     numbers = tile_spill(acc)
                     for i in range(size):
                         total[t * size + i] += numbers[i]
