@@ -71,8 +71,8 @@ def _available():
     return os.cpu_count() or 1
 
 
-# Below this many multiply-adds, waking a thread (20 to 50 us) costs more than it saves.
-SHARED_MACS = 4_000_000
+# Below this many multiply-adds, waking a thread and waiting for it (70 us) costs more than it saves.
+SHARED_MACS = 5_000_000
 
 # Pieces of work per thread: a thread that loses its processor for a while leaves the rest to the others.
 PIECES = 4
@@ -80,10 +80,15 @@ PIECES = 4
 _pool: ThreadPoolExecutor | None = None
 
 
+def worth(macs: int) -> int:
+    """How many threads are worth waking for so many multiply-adds."""
+    return get_num_threads() if macs >= SHARED_MACS else 1
+
+
 def share(run: Callable[[int, int], None], units: int, macs: int) -> None:
     """Call ``run(first, last)`` on ranges that cover 0 .. units-1, on as many threads as `macs` are worth."""
     global _pool
-    workers = min(get_num_threads(), units) if macs >= SHARED_MACS else 1
+    workers = min(worth(macs), units)
     if workers <= 1:
         run(0, units)
         return

@@ -40,6 +40,11 @@ from loopconv.tiled.workspace import room
 # A call is cut into about this many units of work, so that threads can share them evenly.
 UNITS = 16
 
+# Moving one element into a buffer takes as long as so many multiply-adds.
+MOVE_MACS = 8
+
+SPLITS = 14  # where Winograd's kernel finds the number of parts of the result channels
+
 
 def forward(geometry, x, w, y, bias=None):
     """y = C x + bias."""
@@ -98,6 +103,7 @@ class WinogradPlan(NamedTuple):
     numbers: np.ndarray
     scratch: int
     units: int
+    blocks: int  # of result channels
     macs: int
 
 
@@ -200,13 +206,12 @@ def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
     fitting = max(1, WINOGRAD_BYTES // (16 * T * C * width * np.dtype(dtype).itemsize))
     parts = -(-runs // fitting)
     units = p.N * p.G * Z * parts
-    splits = min(blocks, -(-4 // units))
     most = -(-runs // parts) * width + n
     backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
     step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
     numbers = [
         p.G, M, C, Z, P, Q, *_blocks(layout), int(layout.tap_offset.min()), p.G * M * out_steps[0], *out_steps[:2],
-        parts, splits, most, T, step_t // max(T - 1, 1),
+        parts, 1, most, T, step_t // max(T - 1, 1),
     ]  # fmt: skip
     slack = 3 * layout.pitches[2] + 2 * n + 4  # what the last tile reads past the last plane
     return WinogradPlan(
@@ -214,7 +219,7 @@ def _winograd_plan(geometry, dtype, layout, source, result, w_steps):
         compiled(make_transform_weights, rows), p.G * blocks * 16 * T * C * rows,
         (C, T, *(step * (-rows if backwards else rows) for step in (9, 3, 1))), p.G * blocks,
         compiled(make_winograd, n, rows, cols), np.array(numbers, np.int64),
-        16 * (T * C + rows) * most + 2 * n, units * splits, geometry.macs,
+        16 * (T * C + rows) * most + 2 * n, units, blocks, geometry.macs,
     )  # fmt: skip
 
 
@@ -325,7 +330,7 @@ def _parts(units, p, macs):
 
 
 def _run_dots(plan, x, w, y):
-    buffer = x.reshape(-1) if plan.source is None else _run_pack(plan.source, x, plan.macs)
+    buffer = x.reshape(-1) if plan.source is None else _run_pack(plan.source, x)
     partial = _partial(plan, w)
     threads.share(
         lambda first, last: plan.kernel(
@@ -337,7 +342,7 @@ def _run_dots(plan, x, w, y):
 
 
 def _run_weight(plan, x, w, y):
-    a, b = (_run_pack(pack, {"x": x, "y": y}[pack.name], plan.macs) for pack in (plan.a, plan.b))
+    a, b = (_run_pack(pack, {"x": x, "y": y}[pack.name]) for pack in (plan.a, plan.b))
     partial = _partial(plan, w)
 
     def run(first, last):
@@ -371,11 +376,13 @@ def _pack_channels_last(p, dtype, width, name, C, sizes, steps, layout):
     )  # fmt: skip
 
 
-def _run_pack(pack, array, macs):
+def _run_pack(pack, array):
     """The array's buffer, written."""
     buffer = room(pack.name, pack.size, array.dtype)
     flat = array.reshape(-1)
-    threads.share(lambda first, last: pack.kernel(flat, buffer, *pack.arguments, first, last), pack.units, macs)
+    threads.share(
+        lambda first, last: pack.kernel(flat, buffer, *pack.arguments, first, last), pack.units, MOVE_MACS * pack.size
+    )
     return buffer
 
 
@@ -393,27 +400,32 @@ def _run(make_plan, geometry, source, w, out, bias):
 
 def _run_winograd(plan, source, w, flat, bias):
     """Whether all results are finite. If not, the direct kernel has to say which ones really are not."""
-    buffer = _run_pack(plan.source, source, plan.macs)
-    packed = _run_pack(plan.weights, w, plan.macs)
+    buffer = _run_pack(plan.source, source)
+    packed = _run_pack(plan.weights, w)
     u = room("u", plan.transformed, flat.dtype)
     threads.share(
         lambda first, last: plan.transform(packed, u, *plan.transform_arguments, first, last),
         plan.transform_units,
-        plan.macs,
+        MOVE_MACS * plan.transformed,
     )
+    # each part of the channels transforms its inputs anew: no more of them than threads need
+    workers = threads.worth(plan.macs)
+    splits = 1 if workers == 1 else min(plan.blocks, -(-threads.PIECES * workers // plan.units))
+    numbers = plan.numbers.copy()
+    numbers[SPLITS] = splits
     spread = []
 
     def run(first, last):
         scratch = room("v", plan.scratch, flat.dtype)
-        spread.append(plan.kernel(buffer, u, flat, bias, scratch, plan.numbers, first, last))
+        spread.append(plan.kernel(buffer, u, flat, bias, scratch, numbers, first, last))
 
-    threads.share(run, plan.units, plan.macs)
+    threads.share(run, plan.units * splits, plan.macs)
     return not any(spread)
 
 
 def _run_direct(plan, source, w, flat, bias):
-    buffer = source.reshape(-1) if plan.source is None else _run_pack(plan.source, source, plan.macs)
-    packed = _run_pack(plan.weights, w, plan.macs)
+    buffer = source.reshape(-1) if plan.source is None else _run_pack(plan.source, source)
+    packed = _run_pack(plan.weights, w)
     threads.share(
         lambda first, last: plan.kernel(
             buffer, packed, flat, bias, plan.results, plan.tap_offset, plan.numbers, first, last
