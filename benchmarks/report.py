@@ -37,7 +37,7 @@ def backends_table(run):
     return [
         "Median milliseconds in float32, and in brackets GFLOP/s: two for each multiply-add, also of padding.",
         "The fastest backend of each contraction is bold; `public call` is `conv` or `conv_transpose`, backend=None.",
-        *provenance(run["machine_info"], " for `parallel`"),
+        *provenance(run["machine_info"], " for `tiled` and `parallel`"),
         *markdown(rows),
     ]
 
