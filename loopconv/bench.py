@@ -268,7 +268,7 @@ def openvino_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
 def onnx_model(case, op, arrays) -> bytes:
     """One Conv or ConvTranspose node whose weights are constants."""
     if op != "forward":
-        raise NotImplementedError("forward only")
+        raise ValueError("forward only")
     onnx = import_module("onnx")
     x, y = _x_grad(case, arrays)
     each = {name: [value] * case.geometry.rank for name, value in case.settings.items()}

@@ -222,8 +222,8 @@ def test_demo_without_its_extras_says_how_to_get_them(name, capsys, monkeypatch,
 @pytest.fixture(scope="module")
 def told():
     """One run of the demo's computation, long enough to beat the bilinear kernel."""
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
+    pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
+    pytest.importorskip("tqdm", reason="the demo shows progress with tqdm")
     return demo.tell(40)
 
 
@@ -260,8 +260,8 @@ def test_demo_compares_every_backend(told, monkeypatch):
 
 
 def test_demo_runs_from_start_to_end(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
+    pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
+    pytest.importorskip("tqdm", reason="the demo shows progress with tqdm")
     monkeypatch.setattr(demo, "compare_backends", lambda story: "")
     assert cli.main(["demo", "--steps", "1", "--output", str(tmp_path / "picture.pdf")]) == 0
     out = capsys.readouterr().out

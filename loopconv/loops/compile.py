@@ -14,7 +14,7 @@ from loopconv.loops.forward import forward
 from loopconv.loops.weight import weight
 
 # 'contract' lets a multiply and an add become one FMA. Only the weight gradient's running sum needs
-# 'reassoc' to become vector code (9.3 against 3.9 GFLOP/s on 64->64 3x3, 56x56). Neither assumes
+# 'reassoc' to become vector code (9.1 against 1.8 GFLOP/s on 64->64 3x3, 56x56). Neither assumes
 # that there are no NaNs or infinities.
 LOOPS = {
     "forward": (forward, {"contract"}),

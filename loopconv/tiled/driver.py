@@ -40,7 +40,7 @@ from loopconv.tiled.workspace import room
 # A call is cut into about this many units of work, so that threads can share them evenly.
 UNITS = 16
 
-# Moving one element into a buffer takes as long as so many multiply-adds.
+# Moving one element into a buffer is taken for so many multiply-adds; an estimate.
 MOVE_MACS = 8
 
 SPLITS = 14  # where Winograd's kernel finds the number of parts of the result channels

@@ -6,8 +6,8 @@ import llvmlite.binding as llvm
 import numpy as np
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
-# accumulators, cols vectors and one broadcast. On AVX-512 those with 16 or more accumulators reach
-# 98 % of the measured peak on 64->64 3x3, 56x56; (1, 8) and (2, 8) are bound by their loads, at 45 and 80 %.
+# accumulators, cols vectors and one broadcast. Direct kernel on 64->64 3x3, 56x56, AVX-512 with a peak of 115 GFLOP/s,
+# padded work not counted: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order. (1, 8) is bound by its loads.
 TILES = {
     32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (24, 1)),
     16: ((1, 6), (2, 4), (3, 3), (4, 3), (6, 2), (12, 1)),
@@ -53,8 +53,9 @@ def direct_tile(M, flats, dtype):
 WINOGRAD_BYTES = 512 << 10
 
 # Cycles of Winograd's transforms: of the inputs and of the results of a vector of tiles, and of one kernel's
-# weights, and of packing one weight. Fitted to 64->64 at 56x56, 128->128 at 28x28 and 512->512 at 7x7 on AVX-512:
-# there, transforming 9 MB of weights takes 2.2 ms, and the direct kernel 3.6 ms in all.
+# weights, and of packing one weight. The first two are counts of instructions, the others estimates that put the choice
+# right where it was wrong: 512->512 at 7x7, where transforming 9 MB of weights takes 2.3 ms, all of F(2x2, 3x3) 5.7 ms,
+# and the direct kernel 3.6 ms.
 WINOGRAD_INPUT, WINOGRAD_RESULT, WINOGRAD_WEIGHT, PACKED_WEIGHT = 60, 50, 40, 1.0
 
 

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-# Larger buffers are made for the call and given back: writing their pages for the first time, 0.25 us
+# Larger buffers are made for the call and given back: writing their pages for the first time, 0.5 us
 # each, no longer matters beside what is computed in them.
 KEPT_BYTES = 64 << 20
 
