@@ -1,65 +1,105 @@
 """Forward and adjoint over flattened buffers: one kernel for every stride, dilation, rank and phase."""
 
-from loopconv.tiled.simd import pointer, tile_outer, tile_spill, tile_zeros
+from loopconv.tiled.simd import pointer, tile_add, tile_load, tile_outer, tile_store, tile_zeros
 
 
-def make_direct(lanes, rows, cols):
-    """The direct kernel with a tile of `rows` result channels x `cols` vectors of pixels."""
+def make_direct(lanes, rows, cols, paneled):
+    """The direct kernel with a tile of `rows` result channels x `cols` vectors of pixels.
+
+    With `paneled`, what a tile reads of the buffer is first copied into a panel, where it lies side by side.
+    """
     width = cols * lanes
 
-    def direct(buffer, w, out, bias, results, tap_offset, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, result phase, pixels, channels)."""
-        G, M, C, taps, channel, slice_, row = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-        out_image, out_channel, s0, s1, s2, parts, blocks, in_place = (
-            plan[7], plan[8], plan[9], plan[10], plan[11], plan[12], plan[13], plan[14],
-        )  # fmt: skip
-        phases, row_blocks = results.shape[0], (M + rows - 1) // rows
+    def direct(arrays, scratch, plan, first, last):
+        """Compute the units of work first .. last-1; a unit is (image, group, result phase, part of the tiles of
+        pixels, share of the blocks of result channels).
+
+        `arrays` are the buffer, the packed weights, the result and the bias; panels.py has the tables in `plan`.
+        """
+        buffer, w, out, bias = arrays
+        G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        out_image, out_channel, out_step, phases, parts, shares = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
+        tile_step, gathered, panel = plan[13], plan[14], plan[15]
+        phase_table, part_table, copy_table, run_table, tap_table = plan[16], plan[17], plan[18], plan[19], plan[20]
+        offset = pointer(plan, tap_table)
+        row_blocks = (M + rows - 1) // rows
         for unit in range(first, last):
-            block = unit % blocks
-            part = unit // blocks % parts
-            phase = unit // (blocks * parts) % phases
-            n = unit // (blocks * parts * phases * G)
-            g = unit // (blocks * parts * phases) % G
-            t0, t1, P, Q, start, flat = (
-                results[phase, 0], results[phase, 1], results[phase, 3], results[phase, 4], results[phase, 5],
-                results[phase, 6],
+            share, part = unit % shares, unit // shares % parts
+            phase = unit // (shares * parts) % phases
+            g, n = unit // (shares * parts * phases) % G, unit // (shares * parts * phases * G)
+            at = phase_table + phase * 7
+            t0, t1, tiles, positions, last_base, first_copy, copies = (
+                plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5], plan[at + 6],
             )  # fmt: skip
-            tiles = (flat + width - 1) // width
-            for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
-                # where the array itself is the buffer, the last tile ends with it, over the one before
-                j = min(tile * width, flat - width) if in_place else tile * width
-                for r in range(row_blocks * block // blocks, row_blocks * (block + 1) // blocks):
-                    # the sum over channels and taps; w holds its factors in this order
-                    acc = tile_zeros(buffer, lanes, rows, cols)
-                    i = ((g * row_blocks + r) * taps + t0) * C * rows
-                    for c in range(C):
-                        b = ((n * G + g) * C + c) * channel + j
-                        for t in range(t0, t1):
-                            acc = tile_outer(acc, w, i, 1, buffer, b + tap_offset[t])
-                            i += rows
-                    # the tile's pixels, row by row of the result, without the gaps
-                    numbers = tile_spill(acc)
-                    m0 = g * M + r * rows
-                    here = min(rows, M - r * rows)
-                    z, p, q = j // slice_, j % slice_ // row, j % row
-                    f, end = 0, min(width, flat - j)
-                    while f < end:
-                        run = min(row - q, end - f)
-                        if p < P and q < Q:
-                            target = pointer(out, n * out_image + m0 * out_channel + start + z * s0 + p * s1 + q * s2)
-                            for m in range(here):
-                                add = bias[m0 + m]
-                                if s2 == 1:
-                                    for i in range(min(Q - q, run)):
-                                        target[m * out_channel + i] = numbers[m * width + f + i] + add
-                                else:
-                                    for i in range(min(Q - q, run)):
-                                        target[m * out_channel + i * s2] = numbers[m * width + f + i] + add
-                        f += run
-                        q = 0
-                        p += 1
-                        if p * row == slice_:
-                            p = 0
-                            z += 1
+            tile0, tile1 = tiles * part // parts, tiles * (part + 1) // parts
+            r0, r1 = row_blocks * share // shares, row_blocks * (share + 1) // shares
+            begin, end = tile0 * width, min(tile1 * width, positions)
+            pitch = (tile1 - tile0) * width
+            first_run = run_table + plan[part_table + phase * parts + part] * 3
+            # results that are one run of the output need not go through the scratch
+            whole = out_step == 1 and plan[first_run] <= begin
+            whole = whole and begin + pitch <= plan[first_run] + plan[first_run + 1]
+            dense = plan[first_run + 2] + begin - plan[first_run]
+            for c0 in range(0, C, chunk):
+                c1 = min(c0 + chunk, C)
+                for tile in range(tile0, tile1):
+                    base = ((n * G + g) * C + c0) * channel + min(tile * tile_step, last_base)
+                    if paneled:
+                        to = panel
+                        for _ in range(c0, c1):
+                            copy = copy_table + 2 * (first_copy + tile * gathered * copies)
+                            for _ in range(copies):
+                                vector = tile_load(buffer, base + plan[copy], 0, 0, lanes, 1, 1)
+                                tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
+                                copy += 2
+                            base += channel
+                            to += depth
+                    for r in range(r0, r1):
+                        # the sum over channels and taps; w holds its factors in this order
+                        sums = (r - r0) * rows * pitch + tile * width - begin
+                        if c0 == 0:
+                            acc = tile_zeros(buffer, lanes, rows, cols)
+                        else:
+                            acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
+                        i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
+                        if paneled:
+                            b = panel
+                            for _ in range(c0, c1):
+                                for t in range(t0, t1):
+                                    acc = tile_outer(acc, w, i, 1, scratch, b + offset[t])
+                                    i += rows
+                                b += depth
+                        else:
+                            b = base
+                            for _ in range(c0, c1):
+                                for t in range(t0, t1):
+                                    acc = tile_outer(acc, w, i, 1, buffer, b + offset[t])
+                                    i += rows
+                                b += channel
+                        m = g * M + r * rows
+                        if whole and c1 == C and (r + 1) * rows <= M:
+                            to = n * out_image + m * out_channel + dense + tile * width - begin
+                            tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
+                        else:
+                            tile_store(acc, scratch, sums, pitch, lanes)
+            # the results run by run, without the gaps
+            for row in range(r0 * rows, min(r1 * rows, M)):
+                if whole and (row // rows + 1) * rows <= M:
+                    continue
+                add = bias[g * M + row]
+                run = first_run
+                while plan[run] < end:
+                    start, stop = max(plan[run], begin), min(plan[run] + plan[run + 1], end)
+                    numbers = pointer(scratch, (row - r0 * rows) * pitch + start - begin)
+                    to = n * out_image + (g * M + row) * out_channel + plan[run + 2] + (start - plan[run]) * out_step
+                    target = pointer(out, to)
+                    if out_step == 1:
+                        for i in range(stop - start):
+                            target[i] = numbers[i] + add
+                    else:
+                        for i in range(stop - start):
+                            target[i * out_step] = numbers[i] + add
+                    run += 3
+        return 0
 
     return direct

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Images below this many pixels are computed as the slices of one: 4x4 images fill a tile of 48 pixels
-# only together (DCGAN's first layer at batch 16).
-SMALL_IMAGE = 1024
+# Images of fewer pixels than this are computed as the slices of one, as long as that one stays small: 4x4 images
+# fill a tile of 48 pixels only together (DCGAN's first layer at batch 16).
+SMALL_IMAGE, SMALL_BATCH = 128, 8192
 
 
 class Problem(NamedTuple):
@@ -41,8 +41,9 @@ class Problem(NamedTuple):
 
 
 def is_folded(g):
-    """Whether the images of a batch become one image: its slices, or neighbours in its rows."""
-    return g.rank < 3 and g.batch > 1 and prod(g.output) < SMALL_IMAGE
+    """Whether the images of a batch become the slices of one image."""
+    pixels = prod(g.output)
+    return g.rank < 3 and g.batch > 1 and pixels < SMALL_IMAGE and g.batch * pixels <= SMALL_BATCH
 
 
 @lru_cache(maxsize=512)
@@ -57,13 +58,8 @@ def problem(g):
     N, x_step, y_step = g.batch, (prod(x), x[1] * x[2], x[2], 1), (prod(y), y[1] * y[2], y[2], 1)
     if is_folded(g):
         N, image = 1, (g.c * x_step[0], g.k * y_step[0])
-        if has_winograd_kernel(g):
-            x, y = (g.batch, *x[1:]), (g.batch, *y[1:])
-            x_step, y_step = (x_step[0], image[0], *x_step[2:]), (y_step[0], image[1], *y_step[2:])
-        else:  # side by side: a gap after each row, and none after the last row of each image
-            x, y, k = (x[1], g.batch, x[2]), (y[1], g.batch, y[2]), (k[1], 1, k[2])
-            stride, dilation, pad = (stride[1], 1, stride[2]), (dilation[1], 1, dilation[2]), (pad[1], 0, pad[2])
-            x_step, y_step = (x_step[0], x_step[2], image[0], 1), (y_step[0], y_step[2], image[1], 1)
+        x, y = (g.batch, *x[1:]), (g.batch, *y[1:])
+        x_step, y_step = (x_step[0], image[0], *x_step[2:]), (y_step[0], image[1], *y_step[2:])
     return Problem(
         N, g.groups, g.c // g.groups, g.k // g.groups, x, k, y, stride, dilation, pad, x_step, y_step
     )  # fmt: skip

@@ -18,13 +18,30 @@ _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _ELEMENT = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
 
-# Winograd's F(2x2, 3x3): a tile of 2x2 results from 4x4 inputs d and a kernel g of 3x3 taps is
-# output((weight(g)) * (input(d))), the product taken element by element. Rows that begin with a negative
-# factor would cost an operation more, so none does.
+# Winograd's F(m x m, 3x3): a tile of m x m results from (m+2) x (m+2) inputs d and a kernel g of 3x3 taps is
+# output(weight(g) * input(d)), the product taken element by element. Points 0, 1, -1 and infinity for m = 2, and 1/2
+# and -2 besides for m = 4. Rows that begin with a negative factor would cost an operation more, so few do.
 MATRICES = {
-    "input": ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
-    "weight": ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
-    "output": ((1, 1, 1, 0), (0, 1, -1, -1)),
+    (2, "input"): ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    (2, "weight"): ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    (2, "output"): ((1, 1, 1, 0), (0, 1, -1, -1)),
+    (4, "input"): (
+        (1, -3 / 2, -2, 3 / 2, 1, 0),
+        (0, -1, 1 / 2, 5 / 2, 1, 0),
+        (0, 1, -5 / 2, 1 / 2, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 1 / 2, -1, -1 / 2, 1, 0),
+        (0, 1, -3 / 2, -2, 3 / 2, 1),
+    ),
+    (4, "weight"): (
+        (1, 0, 0),
+        (1 / 3, 1 / 3, 1 / 3),
+        (-1 / 3, 1 / 3, -1 / 3),
+        (-16 / 15, -8 / 15, -4 / 15),
+        (1 / 15, -2 / 15, 4 / 15),
+        (0, 0, 1),
+    ),
+    (4, "output"): ((1, 1, 1, 1, 1, 0), (0, 1, -1, 1 / 2, -2, 0), (0, 1, 1, 1 / 4, 4, 0), (0, 1, -1, 1 / 8, -8, 1)),
 }
 
 
@@ -36,8 +53,12 @@ class Tile(types.Type):
         super().__init__(name=f"Tile({dtype}, {lanes}, {rows}, {cols})")
 
     @property
+    def dtype_ir(self):
+        return _ELEMENT[self.dtype]
+
+    @property
     def vector(self):
-        return ir.VectorType(_ELEMENT[self.dtype], self.lanes)
+        return ir.VectorType(self.dtype_ir, self.lanes)
 
 
 @register_model(Tile)
@@ -69,7 +90,7 @@ def tile_outer(typing, tile, a, i, step, b, j):
             for n in range(tile.cols)
         ]
         for m in range(tile.rows):
-            scalar = _load(builder, builder.gep(rows, [builder.mul(step_, _INT64(m))]), tile.vector.element)
+            scalar = _load(builder, builder.gep(rows, [builder.mul(step_, _INT64(m))]), tile.dtype_ir)
             row = _splat(builder, scalar, tile.vector)
             for n in range(tile.cols):
                 at = m * tile.cols + n
@@ -80,19 +101,40 @@ def tile_outer(typing, tile, a, i, step, b, j):
 
 
 @intrinsic
-def tile_add(typing, tile, array, i):
-    """tile + array[i], the same number everywhere."""
+def tile_axpy(typing, tile, a, i, b, j, row_step):
+    """tile[m, n, :] + a[i] * b[j + m*row_step + n*lanes :][:lanes]: one number times a tile from memory."""
 
     def codegen(context, builder, signature, arguments):
-        acc = arguments[0]
-        add = _splat(
-            builder, _load(builder, _address(context, builder, array, *arguments[1:]), tile.vector.element), tile.vector
-        )
-        for at in range(tile.rows * tile.cols):
-            acc = builder.insert_value(acc, builder.fadd(builder.extract_value(acc, at), add), at)
+        acc, a_, i_, b_, j_, row_step_ = arguments
+        scalar = _splat(builder, _load(builder, _address(context, builder, a, a_, i_), tile.dtype_ir), tile.vector)
+        begin = _address(context, builder, b, b_, j_)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), _INT64(n * tile.lanes))
+            vector = _load(builder, builder.gep(begin, [shift]), tile.vector)
+            at = m * tile.cols + n
+            acc = builder.insert_value(acc, _fma(builder, scalar, vector, builder.extract_value(acc, at)), at)
         return acc
 
-    return tile(tile, array, types.int64), codegen
+    i64 = types.int64
+    return tile(tile, a, i64, b, i64, i64), codegen
+
+
+@intrinsic
+def tile_add(typing, tile, array, i, step):
+    """tile[m, n, :] + array[i + m*step]."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, array_, i_, step_ = arguments
+        begin = _address(context, builder, array, array_, i_)
+        for m in range(tile.rows):
+            scalar = _load(builder, builder.gep(begin, [builder.mul(step_, _INT64(m))]), tile.dtype_ir)
+            add = _splat(builder, scalar, tile.vector)
+            for n in range(tile.cols):
+                at = m * tile.cols + n
+                acc = builder.insert_value(acc, builder.fadd(builder.extract_value(acc, at), add), at)
+        return acc
+
+    return tile(tile, array, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -144,53 +186,28 @@ def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
 
 
 @intrinsic(prefer_literal=True)
-def tile_load_columns(typing, array, i, row_step, here, count, lanes, rows):
-    """The tile of array[i + m*row_step :][:lanes] for m < rows, transposed: lane m of its row l is column l.
+def tile_load_every(typing, array, i, row_step, lane_step, lanes, rows, cols):
+    """A tile of array[i + m*row_step + n :: lane_step][:lanes]: lanes are `lane_step`, 1, 2 or 4, apart in memory.
 
-    Rows from `here` on and columns from `count` on are zeros and are not read. The transposed tile has as
-    many lanes as the next power of two after `rows`.
+    Reads past its last element, up to `lane_step` * `lanes` elements for every `lane_step` columns begun.
     """
-    dtype, n = array.dtype, lanes.literal_value
-    wide = 1 << (rows.literal_value - 1).bit_length()
-    result = Tile(dtype, wide, n, 1)
-    row = ir.VectorType(_ELEMENT[dtype], n)
-
-    def codegen(context, builder, signature, arguments):
-        begin = _address(context, builder, array, *arguments[:2])
-        vectors = []
-        for m in range(rows.literal_value):
-            inside = builder.select(builder.icmp_signed("<", _INT64(m), arguments[3]), arguments[4], _INT64(0))
-            place = builder.gep(begin, [builder.mul(arguments[2], _INT64(m))])
-            vectors.append(_masked_load(builder, place, row, _first(builder, inside, n)))
-        vectors += [ir.Constant(row, None)] * (wide - len(vectors))
-        acc = ir.Constant(context.get_value_type(result), ir.Undefined)
-        for column, vector in enumerate(_transpose(builder, vectors)):
-            acc = builder.insert_value(acc, vector, column)
-        return acc
-
-    i64 = types.int64
-    return result(array, i64, i64, i64, i64, lanes, rows), codegen
-
-
-@intrinsic(prefer_literal=True)
-def tile_load_pairs(typing, array, i, row_step, lanes, rows, cols):
-    """A tile of array[i + m*row_step + n :: 2][:lanes]: columns are two apart in memory; `cols` is even."""
     tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
+    step = lane_step.literal_value
 
     def codegen(context, builder, signature, arguments):
         begin = _address(context, builder, array, *arguments[:2])
         acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
-        for m, n in product(range(tile.rows), range(0, tile.cols, 2)):
+        for m, n in product(range(tile.rows), range(0, tile.cols, step)):
             row = builder.gep(begin, [builder.add(builder.mul(arguments[2], _INT64(m)), _INT64(n))])
-            near = _load(builder, row, tile.vector)
-            far = _load(builder, builder.gep(row, [_INT64(tile.lanes)]), tile.vector)
-            for odd in range(2):
-                lanes_ = ir.Constant(ir.VectorType(_INT32, tile.lanes), list(range(odd, 2 * tile.lanes, 2)))
-                acc = builder.insert_value(acc, builder.shuffle_vector(near, far, lanes_), m * tile.cols + n + odd)
+            vectors = [
+                _load(builder, builder.gep(row, [_INT64(part * tile.lanes)]), tile.vector) for part in range(step)
+            ]
+            for column, vector in enumerate(_deal(builder, vectors)[: tile.cols - n]):
+                acc = builder.insert_value(acc, vector, m * tile.cols + n + column)
         return acc
 
     i64 = types.int64
-    return tile(array, i64, i64, lanes, rows, cols), codegen
+    return tile(array, i64, i64, lane_step, lanes, rows, cols), codegen
 
 
 @intrinsic
@@ -202,8 +219,7 @@ def tile_store(typing, tile, array, i, row_step, col_step):
         begin = _address(context, builder, array, array_, i_)
         for m, n in product(range(tile.rows), range(tile.cols)):
             shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
-            place = builder.bitcast(builder.gep(begin, [shift]), tile.vector.as_pointer())
-            builder.store(builder.extract_value(acc, m * tile.cols + n), place).align = array.dtype.bitwidth // 8
+            _store(builder, builder.extract_value(acc, m * tile.cols + n), builder.gep(begin, [shift]))
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -211,10 +227,10 @@ def tile_store(typing, tile, array, i, row_step, col_step):
 
 
 @intrinsic
-def tile_store_pairs(typing, tile, array, i, row_step, rows, count):
-    """array[i + m*row_step + n + 2*lane] = tile[m, n, lane] for the first `rows` rows; `count` elements of each.
+def tile_store_every(typing, tile, array, i, row_step, rows, count):
+    """array[i + m*row_step + n + cols*lane] = tile[m, n, lane] for the first `rows` rows; `count` elements of each.
 
-    Tiles of two columns: their lanes alternate in memory. Returns 0 times the numbers stored, added up:
+    Tiles of 1, 2 or 4 columns, whose lanes alternate in memory. Returns 0 times the numbers stored, added up:
     not 0 if one was not finite.
     """
 
@@ -222,19 +238,38 @@ def tile_store_pairs(typing, tile, array, i, row_step, rows, count):
         acc, array_, i_, row_step_, rows_, count_ = arguments
         begin = _address(context, builder, array, array_, i_)
         zero = ir.Constant(tile.vector, [0.0] * tile.lanes)
-        total = zero
-        for m in range(tile.rows):
-            inside = builder.icmp_signed(">", rows_, _INT64(m))
-            pair = [builder.extract_value(acc, 2 * m + n) for n in range(2)]
-            for part in range(2):
-                first = part * tile.lanes // 2
-                order = [first + lane // 2 + lane % 2 * tile.lanes for lane in range(tile.lanes)]
-                vector = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_INT32, tile.lanes), order))
-                left = builder.sub(builder.select(inside, count_, _INT64(0)), _INT64(part * tile.lanes))
-                mask = _first(builder, left, tile.lanes)
-                place = builder.gep(begin, [builder.add(builder.mul(row_step_, _INT64(m)), _INT64(part * tile.lanes))])
-                _masked_store(builder, vector, place, mask)
-                total = builder.fadd(total, builder.select(mask, builder.fmul(vector, zero), zero))
+
+        def store(masked):
+            total = zero
+            for m in range(tile.rows):
+                columns = [builder.extract_value(acc, m * tile.cols + n) for n in range(tile.cols)]
+                inside = builder.select(builder.icmp_signed(">", rows_, _INT64(m)), count_, _INT64(0))
+                for part, vector in enumerate(_riffle(builder, columns)):
+                    at = _INT64(part * tile.lanes)
+                    place = builder.gep(begin, [builder.add(builder.mul(row_step_, _INT64(m)), at)])
+                    nothing = builder.fmul(vector, zero)
+                    if masked:
+                        mask = _first(builder, builder.sub(inside, at), tile.lanes)
+                        _masked_store(builder, vector, place, mask)
+                        nothing = builder.select(mask, nothing, zero)
+                    else:
+                        _store(builder, vector, place)
+                    total = builder.fadd(total, nothing)
+            return total, builder.block
+
+        # whole tiles without masks: AVX2's masked stores are slow on AMD's processors
+        whole = builder.and_(
+            builder.icmp_signed(">=", rows_, _INT64(tile.rows)),
+            builder.icmp_signed(">=", count_, _INT64(tile.cols * tile.lanes)),
+        )
+        totals = []
+        with builder.if_else(whole) as branches:
+            for branch, masked in zip(branches, (False, True)):
+                with branch:
+                    totals.append(store(masked))
+        total = builder.phi(tile.vector)
+        for value, block in totals:
+            total.add_incoming(value, block)
         return _sum(builder, total)
 
     i64 = types.int64
@@ -242,9 +277,9 @@ def tile_store_pairs(typing, tile, array, i, row_step, rows, count):
 
 
 @intrinsic(prefer_literal=True)
-def tile_transform(typing, tile, name):
-    """M @ tile @ M.T for the matrix of MATRICES that `name` names, lane by lane."""
-    matrix = MATRICES[name.literal_value]
+def tile_transform(typing, tile, m, name):
+    """M @ tile @ M.T for the matrix M of MATRICES[m, name], lane by lane."""
+    matrix = MATRICES[m.literal_value, name.literal_value]
     result = Tile(tile.dtype, tile.lanes, len(matrix), len(matrix))
 
     def combine(builder, row, vectors):
@@ -253,11 +288,15 @@ def tile_transform(typing, tile, name):
             if not factor:
                 continue
             scale = ir.Constant(vector.type, [abs(factor)] * tile.lanes)
-            term = vector if abs(factor) == 1 else builder.fmul(vector, scale)
+            term = vector if abs(factor) == 1 else builder.fmul(vector, scale, flags=["contract"])
             if total is None:
                 total = term if factor > 0 else builder.fneg(term)
             else:
-                total = builder.fadd(total, term) if factor > 0 else builder.fsub(total, term)
+                total = (
+                    builder.fadd(total, term, flags=["contract"])
+                    if factor > 0
+                    else builder.fsub(total, term, flags=["contract"])
+                )
         return total
 
     def codegen(context, builder, signature, arguments):
@@ -270,7 +309,18 @@ def tile_transform(typing, tile, name):
             acc = builder.insert_value(acc, combine(builder, matrix[n], half[m]), m * result.cols + n)
         return acc
 
-    return result(tile, name), codegen
+    return result(tile, m, name), codegen
+
+
+@intrinsic
+def next_number(typing, counter):
+    """counter[0], which is one more afterwards; each number is given once, whichever threads ask."""
+
+    def codegen(context, builder, signature, arguments):
+        place = _address(context, builder, counter, arguments[0], _INT64(0))
+        return builder.atomic_rmw("add", place, _INT64(1), "monotonic")
+
+    return types.int64(counter), codegen
 
 
 @intrinsic
@@ -313,6 +363,12 @@ def _load(builder, pointer, kind):
     return value
 
 
+def _store(builder, vector, pointer):
+    """A vector to any address."""
+    size = 4 if isinstance(vector.type.element, ir.FloatType) else 8
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = size
+
+
 def _splat(builder, scalar, vector):
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _INT32(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT32, vector.count), [0] * vector.count))
@@ -327,27 +383,35 @@ def _fma(builder, a, b, c):
     )
 
 
-def _transpose(builder, rows):
-    """The columns of a power of two of rows, by perfect shuffles: each halves the distance between neighbours."""
-    n, lanes = len(rows), rows[0].type.count
-    order = ir.VectorType(_INT32, lanes)
-    zips = [[half * lanes // 2 + lane // 2 + lane % 2 * lanes for lane in range(lanes)] for half in range(2)]
-    for _ in range(n.bit_length() - 1):
-        pairs = [(rows[j], rows[j + n // 2]) for j in range(n // 2)]
-        rows = [builder.shuffle_vector(*pair, ir.Constant(order, half)) for pair in pairs for half in zips]
-    # the columns now follow each other; cut where they end
-    columns = []
-    for column in range(lanes):
-        first, parts = column * n, []
-        for at in range(first, first + n, min(n, lanes)):
-            vector = rows[at // lanes]
-            take = list(range(at % lanes, at % lanes + min(n, lanes)))
-            parts.append(builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_INT32, len(take)), take)))
-        while len(parts) > 1:
-            both = ir.Constant(ir.VectorType(_INT32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
-            parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2])]
-        columns.append(parts[0])
-    return columns
+def _deal(builder, vectors):
+    """n vectors that follow each other, n a power of two, as n others: every n-th element from the first, second ... on."""
+    if len(vectors) == 1:
+        return vectors
+    evens, odds = (
+        _deal(builder, [_shuffle(builder, *pair, range(odd, 2 * vectors[0].type.count, 2)) for pair in _pairs(vectors)])
+        for odd in range(2)
+    )
+    return [vector for pair in zip(evens, odds) for vector in pair]
+
+
+def _riffle(builder, columns):
+    """What `_deal` undoes."""
+    if len(columns) == 1:
+        return columns
+    lanes = columns[0].type.count
+    halves = [[first + lane // 2 + lane % 2 * lanes for lane in range(lanes)] for first in (0, lanes // 2)]
+    evens, odds = (_riffle(builder, columns[odd::2]) for odd in range(2))
+    return [_shuffle(builder, *pair, half) for pair in zip(evens, odds) for half in halves]
+
+
+def _pairs(vectors):
+    return zip(vectors[::2], vectors[1::2])
+
+
+def _shuffle(builder, a, b, order):
+    """The elements `order` of a and b, one after the other."""
+    order = list(order)
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(order)), order))
 
 
 def _first(builder, count, lanes):

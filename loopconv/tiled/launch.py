@@ -1,0 +1,70 @@
+"""How a kernel's units of work get onto threads.
+
+All kernels are ``kernel(arrays, scratch, plan, first, last)``: arrays of one dtype, room to work in, a table of
+integers, and the units to do. They return a number, 0 if there is nothing to say.
+"""
+
+import threading
+from functools import cache, cached_property
+
+import numpy as np
+from numba import prange
+
+from loopconv import threads
+from loopconv.loops.compile import jit
+from loopconv.tiled.simd import next_number
+from loopconv.tiled.workspace import room
+
+# Pieces of work per thread: a thread that loses its processor for a while leaves the rest to the others.
+PIECES = 4
+
+# One call at a time has all threads, and what else is called meanwhile runs on its own: Numba's 'workqueue' layer
+# aborts the process when two Python threads enter it.
+_all_threads = threading.Lock()
+
+
+class Kernel:
+    """A kernel compiled for the calling thread and, where it is worth it, once more for several."""
+
+    def __init__(self, function, name):
+        self.name = name
+        # 'contract' is for what is outside of tiles
+        self.serial = jit(function, fastmath={"contract"})
+
+    @cached_property
+    def spread(self):
+        return jit(spread, parallel=True, name=f"{self.name}_spread", kernel=self.serial)
+
+
+@cache
+def compiled(make, *sizes):
+    """The kernel that `make(*sizes)` writes."""
+    function = make(*sizes)
+    return Kernel(function, "_".join([function.__name__, *map(str, sizes)]))
+
+
+def spread(arrays, scratches, plan, counter, pieces, units):
+    """Pieces of the units on as many threads as there are scratches; a thread that is done takes the next piece."""
+    said = 0
+    for worker in prange(scratches.shape[0]):
+        here = 0
+        piece = next_number(counter)
+        while piece < pieces:
+            here += kernel(arrays, scratches[worker], plan, units * piece // pieces, units * (piece + 1) // pieces)  # noqa: F821
+            piece = next_number(counter)
+        said += here
+    return said
+
+
+def launch(kernel, arrays, scratch, plan, units, macs):
+    """Run all units on as many threads as `macs` multiply-adds are worth; `scratch` elements of room for each."""
+    dtype = arrays[0].dtype
+    workers = min(threads.worth(macs), units)
+    if workers <= 1 or threads.in_forked_child() or not _all_threads.acquire(blocking=False):
+        return kernel.serial(arrays, room("scratch", scratch, dtype), plan, 0, units)
+    try:
+        scratches = room("scratch", workers * scratch, dtype).reshape(workers, scratch)
+        pieces = min(units, PIECES * workers)
+        return kernel.spread(arrays, scratches, plan, np.zeros(1, np.int64), pieces, units)
+    finally:
+        _all_threads.release()

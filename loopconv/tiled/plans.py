@@ -1,0 +1,355 @@
+"""From a Geometry to stages: which kernels run on which arrays, with which tables of integers."""
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopconv.tiled import pack as packers
+from loopconv.tiled import panels
+from loopconv.tiled.depthwise import make_depthwise
+from loopconv.tiled.direct import make_direct
+from loopconv.tiled.dots import make_dots
+from loopconv.tiled.launch import compiled
+from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, is_in_place, problem
+from loopconv.tiled.tiles import (
+    INPUTS_BYTES,
+    PANEL_BYTES,
+    PART,
+    PIXELS_BYTES,
+    PRODUCTS_BYTES,
+    SUMS_BYTES,
+    TOTALS_BYTES,
+    UNITS,
+    depthwise_tile,
+    direct_tile,
+    dots_tile,
+    lanes,
+    weight_tile,
+    winograd_tile,
+)
+from loopconv.tiled.weight import make_add_up, make_weight
+from loopconv.tiled.winograd import make_transform_weights, make_winograd
+
+# Moving one element into a buffer is taken for so many multiply-adds; an estimate.
+MOVE_MACS = 8
+
+
+class Stage(NamedTuple):
+    """One kernel on some of the arrays of a call, by name."""
+
+    kernel: Any
+    arrays: tuple
+    numbers: np.ndarray
+    units: int
+    macs: int
+    scratch: int = 1  # elements for each thread
+
+
+class Plan(NamedTuple):
+    """All that a call of one geometry does not have to work out again.
+
+    Attributes
+    ----------
+    prepare, call : tuples of Stage
+        What depends on the weights alone, and the rest.
+    kept, rooms : dict of int
+        Elements of the arrays that `prepare` writes, and of those that only serve during a call.
+    """
+
+    prepare: tuple
+    call: tuple
+    kept: dict
+    rooms: dict
+
+
+class Side(NamedTuple):
+    """One of the arrays x and y: channels per group, sizes, steps."""
+
+    channels: int
+    sizes: tuple
+    steps: tuple
+
+
+class Task(NamedTuple):
+    """What the plans for forward and adjoint share: both sum C source channels into M result channels."""
+
+    geometry: Any
+    p: Any
+    dtype: Any
+    layout: Any
+    C: int
+    source: Side
+    M: int
+    result: Side
+    w_steps: tuple  # between groups, result channels, source channels
+    adjoint: bool
+
+
+@lru_cache(maxsize=256)
+def task(geometry, contraction, dtype):
+    p = problem(geometry)
+    taps = prod(p.k)
+    x, y = Side(p.C, p.x, p.x_step), Side(p.K, p.y, p.y_step)
+    group, k_step = p.K * p.C * taps, p.C * taps
+    if contraction == "forward":
+        return Task(geometry, p, dtype, forward_layout(p), p.C, x, p.K, y, (group, k_step, taps), False)
+    return Task(geometry, p, dtype, adjoint_layout(p), p.K, y, p.C, x, (group, taps, k_step), True)
+
+
+# --------------------------------------------------------------------------------- forward and adjoint
+
+
+def direct_plan(t):
+    """By the direct kernel."""
+    p, layout, dtype = t.p, t.layout, t.dtype
+    n = lanes(dtype)
+    _, rows, cols, paneled, gathered = direct_tile(t.M, t.C, layout, dtype)
+    width = cols * n
+    # a copy has room after its end for what the last tile reads past it
+    in_place = (
+        not gathered and is_in_place(layout, t.source.sizes) and t.geometry.batch == p.N
+        and min(layout.results[:, -1], default=0) >= width
+    )  # fmt: skip
+    tiling = panels.gathered(layout, width, n) if gathered else panels.flattened(layout, width, n, in_place, paneled)
+    blocks = -(-t.M // rows)
+    units, tiles = p.N * p.G * len(tiling.phases), max([1, *(phase.tiles for phase in tiling.phases)])
+    parts = min(tiles, max(-(-tiles // PART), -(-UNITS // max(units, 1))))
+    part = -(-tiles // parts)
+    fitting = max(1, SUMS_BYTES // (rows * part * width * dtype.itemsize))
+    shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
+    chunk = _even(t.C, PANEL_BYTES // (tiling.depth * dtype.itemsize)) if paneled and tiling.depth else max(t.C, 1)
+    sums = -(-blocks // shares) * rows * part * width
+    numbers = _tables(
+        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, chunk, tiling.depth, p.G * t.M * t.result.steps[0],
+         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, tiling.step, tiling.gathered, sums],
+        tiling.phases, _first_runs(tiling, parts, width), tiling.copies, _ended(tiling.runs), tiling.taps,
+    )  # fmt: skip
+    kernel = compiled(make_direct, n, rows, cols, paneled)
+    pack, rooms = (None, {}) if in_place else _pack_source(t, width + n)
+    weights, kept = _pack_weights(t, rows)
+    call = Stage(
+        kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
+        t.geometry.macs, sums + chunk * tiling.depth + n,
+    )  # fmt: skip
+    return Plan((*_test_finite(t), weights), (call,) if in_place else (pack, call), kept, rooms)
+
+
+def _even(size, most):
+    """The largest chunk of at most `most`, such that all chunks of `size` are about as large."""
+    return -(-size // -(-size // max(1, min(size, most))))
+
+
+def _tables(numbers, *tables):
+    """One array of the numbers, of where after them each table begins, and of the tables."""
+    tables = [np.asarray(table, np.int64).reshape(-1) for table in tables]
+    starts = np.cumsum([len(numbers) + len(tables), *map(len, tables[:-1])])
+    return np.concatenate([np.array(numbers, np.int64), starts, *tables])
+
+
+def _first_runs(tiling, parts, width):
+    """For each phase and part of its tiles, the number of the first run that reaches beyond the part's beginning."""
+    first, before = [], 0
+    for phase, runs in zip(tiling.phases, tiling.runs):
+        begins = [phase.tiles * part // parts * width for part in range(parts)]
+        first += (before + np.searchsorted(runs[:, 0] + runs[:, 1], begins, side="right")).tolist()
+        before += len(runs) + 1
+    return first
+
+
+def _ended(runs):
+    """All runs, with one after those of each phase that no position reaches."""
+    end = np.array([[panels.NEVER, 0, 0]], np.int64)
+    return np.concatenate([end[:0], *(part for table in runs for part in (table, end))])
+
+
+def winograd_plan(t, m):
+    """By F(m x m, 3x3)."""
+    p, layout, dtype = t.p, t.layout, t.dtype
+    (Z, P, Q), out_steps = t.result.sizes, t.result.steps
+    n, T, size = lanes(dtype), p.k[0], (m + 2) ** 2
+    _, rows, cols = winograd_tile(m, t.M, T * t.C, (P, Q), dtype)
+    width, blocks = cols * n, -(-t.M // rows)
+    runs = -(-(-(-P // m) * -(-Q // m)) // width)
+    parts = -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
+    units = p.N * p.G * Z * parts
+    shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
+    most = -(-runs // parts) * width + n
+    group = _even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
+    backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
+    step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
+    numbers = [
+        p.G, t.M, t.C, Z, P, Q, *_blocks(layout), int(layout.tap_offset.min()), p.G * t.M * out_steps[0],
+        *out_steps[:2], parts, shares, most, T, step_t // max(T - 1, 1), group,
+    ]  # fmt: skip
+    # what the last tile reads past the last plane
+    pack, rooms = _pack_source(t, (m + 1) * layout.pitches[2] + m * (n + 2))
+    weights, packed = _pack_weights(t, rows)
+    transformed = p.G * blocks * size * T * t.C * rows
+    steps = [step * (-rows if backwards else rows) for step in (9, 3, 1)]
+    transform = Stage(
+        compiled(make_transform_weights, m, rows), ("packed", "u"), np.array([t.C, T, *steps], np.int64), p.G * blocks,
+        MOVE_MACS * transformed,
+    )  # fmt: skip
+    call = Stage(
+        compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias"), np.array(numbers, np.int64),
+        units * shares, t.geometry.macs, size * (T * t.C + group * rows) * most + 2 * n,
+    )  # fmt: skip
+    return Plan((*_test_finite(t), weights, transform), (pack, call), packed | {"u": transformed}, rooms)
+
+
+def depthwise_plan(t):
+    """By the kernel for groups of one channel."""
+    p, layout, n = t.p, t.layout, lanes(t.dtype)
+    rows, cols = depthwise_tile(layout.results[0, 3:5].tolist(), t.dtype)
+    source = _source_table(t)
+    taps = [(first, past, *pixels, start) for first, past, *pixels, start, _ in layout.results.tolist()]
+    numbers = _tables(
+        [p.G, len(layout.tap_offset), layout.pitches[1] * layout.pitches[2], layout.pitches[2], t.result.steps[0],
+         *layout.step, len(layout.results)],
+        taps, layout.tap_offset, layout.tap_weight, source,
+    )  # fmt: skip
+    # tiles that are larger than the image read past the plane
+    room = layout.channel + rows * layout.pitches[2] + cols * n
+    call = Stage(
+        compiled(make_depthwise, n, rows, cols), ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs,
+        room,
+    )  # fmt: skip
+    return Plan(_test_finite(t), (call,), {}, {})
+
+
+def _test_finite(t):
+    """The adjoint multiplies zeros around y, so weights that are not finite would spread."""
+    if not t.adjoint:
+        return ()
+    size = prod(t.geometry.w_shape)
+    n = lanes(t.dtype)
+    parts = max(1, min(UNITS, size // 4096))
+    numbers = np.array([size, parts], np.int64)
+    return (Stage(compiled(packers.make_test_finite, n), ("w",), numbers, parts, size),)
+
+
+def _pack_source(t, slack):
+    """(stage, rooms) for the buffer; the last tile reads `slack` elements past the last plane."""
+    channels = t.p.N * t.p.G * t.C
+    size = channels * t.layout.channel + slack
+    numbers = np.array(_source_table(t), np.int64)
+    kernel = compiled(packers.make_pack)
+    return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
+
+
+def _source_table(t):
+    return _source(t.p, t.layout, t.C, t.source.sizes, t.source.steps)
+
+
+def _source(p, layout, C, sizes, steps):
+    """What the packers have to know of a source and of its planes."""
+    return [
+        p.G * C, p.G * C * steps[0], *steps[:3], *sizes, *layout.lengths[:2], *layout.pitches[1:], layout.origin,
+        layout.plane, len(layout.source), *layout.source.reshape(-1).tolist(),
+    ]  # fmt: skip
+
+
+def _pack_weights(t, rows):
+    """(stage, kept) for the packed weights."""
+    layout, M, C = t.layout, t.M, t.C
+    blocks, taps = t.p.G * -(-M // rows), len(layout.tap_offset)
+    # the adjoint's phases may leave out taps, which are longer than the images
+    T = max(taps, prod(t.p.k))
+    first, step = np.full(T, -1, np.int64), np.zeros(T, np.int64)
+    for begin, end in layout.results[:, :2]:
+        numbers = layout.tap_weight[begin:end]
+        first[numbers] = (begin * C + np.arange(end - begin)) * rows
+        step[numbers] = (end - begin) * rows
+    in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
+    numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
+    size = blocks * rows * C * T
+    kernel = compiled(packers.make_pack_weights, rows)
+    return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
+
+
+# ---------------------------------------------------------------------------------------------- weight
+
+
+def outer_plan(geometry, dtype):
+    """The weight gradient by outer products of channels."""
+    p = problem(geometry)
+    x_layout, y_layout = forward_layout(p), dense_layout(p.y)
+    straight, crossed = weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype)
+    # crossed tiles write their results C * taps apart: 2.4 against 1.6 ms on 1024->256 1x1, 14x14
+    swapped = crossed[0] < 0.8 * straight[0]
+    _, rows, cols = crossed if swapped else straight
+    width, taps = cols * lanes(dtype), prod(p.k)
+    x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset, taps)
+    y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(taps, np.int64), p.C * taps)
+    a, b = (x, y) if swapped else (y, x)
+    # without gaps the pixels of an image are one long row
+    pixels = (1, 1, prod(p.y)) if x_layout.pitches[1:] == p.y[1:] else p.y
+    pieces = max(1, PIXELS_BYTES // ((rows + width) * dtype.itemsize))
+    piece = _even(pixels[2], pieces)
+    a_blocks, b_blocks = -(-a[1] // rows), -(-b[1] // width)
+    group = _even(a_blocks, TOTALS_BYTES // (taps * rows * width * dtype.itemsize))
+    units = p.G * b_blocks * -(-a_blocks // group)
+    parts = _parts(units, p, geometry.macs)
+    numbers = _tables(
+        [p.N, p.G, a[1], b[1], *pixels, taps, max(1, pieces // piece), piece, parts, group, p.G * p.K * p.C * taps,
+         p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
+        np.concatenate([a[5], b[5]]),
+    )  # fmt: skip
+    packs, rooms = zip(*(_pack_channels_last(p, dtype, *side) for side in ((rows, "a", *a[:5]), (width, "b", *b[:5]))))
+    call = Stage(
+        compiled(make_weight, lanes(dtype), rows, cols), ("a", "b", "w" if parts == 1 else "partial"), numbers,
+        units * parts, geometry.macs, group * taps * rows * width,
+    )  # fmt: skip
+    return _summed(Plan((), (*packs, call), {}, rooms[0] | rooms[1]), geometry, parts)
+
+
+def dots_plan(geometry, dtype):
+    """The weight gradient by dot products along rows."""
+    p = problem(geometry)
+    t = task(geometry, "forward", dtype)
+    layout = t.layout
+    _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)
+    pack, rooms, name = (), {}, "x"
+    if not (is_in_place(layout, p.x) and geometry.batch == p.N):
+        stage, rooms = _pack_source(t, 0)
+        pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
+    units = p.G * -(-p.K // rows) * p.C
+    parts = _parts(units, p, geometry.macs)
+    numbers = [
+        p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3],
+        *layout.tap_offset.tolist(),
+    ]  # fmt: skip
+    call = Stage(
+        compiled(make_dots, lanes(dtype), rows, cols), (name, "y", "w" if parts == 1 else "partial"),
+        np.array(numbers, np.int64), units * parts, geometry.macs,
+    )  # fmt: skip
+    return _summed(Plan((), (*pack, call), {}, rooms), geometry, parts)
+
+
+def _parts(units, p, macs):
+    """Into how many sums to cut the pixels; it must not depend on the number of threads, as the bits do on it."""
+    return max(1, min(UNITS // units, p.N * p.y[0] * p.y[1], macs // 1_000_000))
+
+
+def _summed(plan, geometry, parts):
+    """The plan with a last stage that adds up its partial results, where there are several."""
+    if parts == 1:
+        return plan
+    size = prod(geometry.w_shape)
+    add_up = Stage(compiled(make_add_up), ("partial", "w"), np.array([parts, size], np.int64), size, parts * size)
+    return plan._replace(call=(*plan.call, add_up), rooms=plan.rooms | {"partial": parts * size})
+
+
+def _blocks(layout):
+    """(positions of a block, of a slice, of a row)."""
+    return layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2]
+
+
+def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
+    units = p.N * p.G * -(-C // width)
+    size = units * layout.channel * width
+    numbers = np.array([C, *_source(p, layout, C, sizes, steps)], np.int64)
+    kernel = compiled(packers.make_pack_channels_last, width)
+    return Stage(kernel, (name, room), numbers, units, MOVE_MACS * size), {room: size}
