@@ -1,12 +1,12 @@
 """Forward and adjoint over flattened buffers: one kernel for every stride, dilation, rank and phase."""
 
-from loopconv.tiled.simd import pointer, tile_add, tile_load, tile_outer, tile_store, tile_zeros
+from loopconv.tiled.simd import pointer, prefetch, tile_add, tile_load, tile_outer, tile_store, tile_zeros
 
 
 def make_direct(lanes, rows, cols, paneled):
     """The direct kernel with a tile of `rows` result channels x `cols` vectors of pixels.
 
-    With `paneled`, what a tile reads of the buffer is first copied into a panel, where it lies side by side.
+    With `paneled`, what a part of the pixels reads is first copied into a panel, where it lies side by side.
     """
     width = cols * lanes
 
@@ -19,8 +19,8 @@ def make_direct(lanes, rows, cols, paneled):
         buffer, w, out, bias = arrays
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_step, phases, parts, shares = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
-        tile_step, gathered, panel = plan[13], plan[14], plan[15]
-        phase_table, part_table, copy_table, run_table, tap_table = plan[16], plan[17], plan[18], plan[19], plan[20]
+        part_tiles, part_step, copies_step, panels, panel = plan[13], plan[14], plan[15], plan[16], plan[17]
+        phase_table, part_table, copy_table, run_table, tap_table = plan[18], plan[19], plan[20], plan[21], plan[22]
         offset = pointer(plan, tap_table)
         row_blocks = (M + rows - 1) // rows
         for unit in range(first, last):
@@ -31,7 +31,9 @@ def make_direct(lanes, rows, cols, paneled):
             t0, t1, tiles, positions, last_base, first_copy, copies = (
                 plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5], plan[at + 6],
             )  # fmt: skip
-            tile0, tile1 = tiles * part // parts, tiles * (part + 1) // parts
+            tile0, tile1 = part * part_tiles, min((part + 1) * part_tiles, tiles)
+            if tile0 >= tile1:
+                continue
             r0, r1 = row_blocks * share // shares, row_blocks * (share + 1) // shares
             begin, end = tile0 * width, min(tile1 * width, positions)
             pitch = (tile1 - tile0) * width
@@ -42,18 +44,19 @@ def make_direct(lanes, rows, cols, paneled):
             dense = plan[first_run + 2] + begin - plan[first_run]
             for c0 in range(0, C, chunk):
                 c1 = min(c0 + chunk, C)
+                base = ((n * G + g) * C + c0) * channel + min(part * part_step, last_base)
+                if paneled:
+                    from_, to = base, panels
+                    for _ in range(c0, c1):
+                        copy = copy_table + 2 * (first_copy + part * copies_step)
+                        for _ in range(copies):
+                            vector = tile_load(buffer, from_ + plan[copy], 0, 0, lanes, 1, 1)
+                            tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
+                            prefetch(buffer, from_ + plan[copy] + part_step)
+                            copy += 2
+                        from_ += channel
+                        to += depth
                 for tile in range(tile0, tile1):
-                    base = ((n * G + g) * C + c0) * channel + min(tile * tile_step, last_base)
-                    if paneled:
-                        to = panel
-                        for _ in range(c0, c1):
-                            copy = copy_table + 2 * (first_copy + tile * gathered * copies)
-                            for _ in range(copies):
-                                vector = tile_load(buffer, base + plan[copy], 0, 0, lanes, 1, 1)
-                                tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
-                                copy += 2
-                            base += channel
-                            to += depth
                     for r in range(r0, r1):
                         # the sum over channels and taps; w holds its factors in this order
                         sums = (r - r0) * rows * pitch + tile * width - begin
@@ -63,14 +66,14 @@ def make_direct(lanes, rows, cols, paneled):
                             acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
                         i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
                         if paneled:
-                            b = panel
+                            b = panels + (tile - tile0) * panel
                             for _ in range(c0, c1):
                                 for t in range(t0, t1):
                                     acc = tile_outer(acc, w, i, 1, scratch, b + offset[t])
                                     i += rows
                                 b += depth
                         else:
-                            b = base
+                            b = base + tile * width - begin
                             for _ in range(c0, c1):
                                 for t in range(t0, t1):
                                     acc = tile_outer(acc, w, i, 1, buffer, b + offset[t])

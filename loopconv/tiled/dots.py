@@ -33,8 +33,11 @@ def make_dots(lanes, rows, cols):
                     n, z, p = line // lines, line % lines // P, line % P
                     i = n * y_image + (g * K + k0) * y_channel + z * y_slice + p * y_row
                     j = ((n * G + g) * C + c) * channel + z * slice_ + p * row
-                    for q in range(0, Q, lanes):
-                        acc = tile_dot(acc, y, i + q, y_channel, buffer, j + q, plan, tap_table + t, Q - q)
+                    whole = Q // lanes * lanes
+                    for q in range(0, whole, lanes):
+                        acc = tile_dot(acc, y, i + q, y_channel, buffer, j + q, plan, tap_table + t, None)
+                    if whole < Q:
+                        acc = tile_dot(acc, y, i + whole, y_channel, buffer, j + whole, plan, tap_table + t, Q - whole)
                 numbers = tile_spill(acc)
                 for m in range(rows):
                     for n in range(cols):

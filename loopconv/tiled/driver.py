@@ -10,7 +10,7 @@ from loopconv.loops import executions
 from loopconv.tiled.launch import launch
 from loopconv.tiled.layout import has_winograd_kernel, problem
 from loopconv.tiled.plans import depthwise_plan, direct_plan, dots_plan, outer_plan, task, winograd_plan
-from loopconv.tiled.tiles import WINOGRAD_WEIGHT, direct_tile, dots_tile, weight_tile, winograd_tile
+from loopconv.tiled.tiles import WINOGRAD_WEIGHT, direct_tile, dots_tile, per_cycle, weight_tile, winograd_tile
 from loopconv.tiled.workspace import room
 
 # What `algorithm=` may say, and the plan it stands for.
@@ -119,7 +119,7 @@ def is_winograd_faster(t):
     C, kernels, slices = t.C * t.p.k[0], t.M * t.C * t.p.k[0] * t.p.G, t.p.N * t.p.G * t.result.sizes[0]
     direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * t.p.N * t.p.G
     winograd = winograd_tile(2, t.M, C, t.result.sizes[1:], t.dtype)[0] * slices
-    return winograd + WINOGRAD_WEIGHT * kernels < direct
+    return winograd + WINOGRAD_WEIGHT * per_cycle() * kernels < direct
 
 
 @lru_cache(maxsize=256)

@@ -1,9 +1,9 @@
 """Where the direct kernel's tiles read and write: tables of copies, taps and runs.
 
-A tile is `width` positions. Either they are neighbours in the buffer, from one tile to the next, and those that
-fall into gaps are computed for nothing; or, for small images, they are pixels only, gathered from wherever they
-are. What a tile reads is copied into a panel, channel by channel, by vectors in ascending order: a vector may
-run over into the place of the next.
+A tile is `width` positions, and some tiles side by side are a part. Either all positions are neighbours in the
+buffer, and those that fall into gaps are computed for nothing; or, for small images, they are pixels only, gathered
+from wherever they are. What a part reads is copied into a panel, channel by channel, by vectors in ascending
+order: a vector may run over into the place of the next.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ NEVER = 1 << 60
 
 
 class Phase(NamedTuple):
-    """One phase of the result: its taps, its tiles, and the copies that fill a tile's panel."""
+    """One phase of the result: its taps, its tiles, and the copies that fill a part's panel."""
 
     first_tap: int
     past_tap: int
     tiles: int
     positions: int
-    last: int  # where in the buffer the last tile begins at most
+    last: int  # where in the buffer the last part begins at most
     first_copy: int
     copies: int
 
@@ -32,15 +32,15 @@ class Tiling(NamedTuple):
     ----------
     phases : list of Phase
     step : int
-        Buffer positions from tile to tile.
+        Buffer positions from part to part.
     copies : int64 array (entries, 2)
-        (from, to): position in the buffer, after the tile's, and in the panel of a channel.
-    gathered : bool
-        Whether each tile has copies of its own.
+        (from, to): position in the buffer, after the part's and the channel's, and in the panels of the part.
+    copies_step : int
+        Entries from one part's copies to the next's: 0 where all have the same.
     taps : int64 array
-        Where in the panel each tap begins; without panel, where in the buffer.
-    depth : int
-        Elements of a channel in the panel.
+        Where in a channel of a panel each tap begins; without panels, where in the buffer.
+    depth, chunk, panel : int
+        Elements of a channel in a panel; channels of a panel; elements from one tile's panel to the next's.
     runs : list of int64 arrays (runs, 3)
         For each phase, runs of results: (position, length, element of the result).
     """
@@ -48,57 +48,92 @@ class Tiling(NamedTuple):
     phases: list
     step: int
     copies: np.ndarray
-    gathered: bool
+    copies_step: int
     taps: np.ndarray
     depth: int
+    chunk: int
+    panel: int
     runs: list
 
 
-def flattened(layout, width, lanes, in_place, paneled):
-    """Tiles over the flattened buffer, gaps included."""
-    phases, runs, copies = [], [], []
+def flattened(layout, width, part, lanes, in_place, room, C):
+    """Tiles of `width` positions over the flattened buffer, gaps included, in parts of `part` tiles.
+
+    `room` is how many elements the panel of a tile may have; 0 for none at all.
+    """
+    phases, runs, each = [], [], []
     taps, depth = layout.tap_offset.copy(), 0
-    for t0, t1, *_, flat in layout.results.tolist():
-        tiles, last, first = -(-flat // width), NEVER, len(copies)
-        phase = layout.results[len(phases)]
-        if paneled:
+    for phase in layout.results:
+        t0, t1, flat = phase[0], phase[1], int(phase[6])
+        tiles, last, places = -(-flat // width), NEVER, []
+        if room:
             places, taps[t0:t1] = _stretches(layout.tap_offset[t0:t1], width, lanes)
-            copies += places
-            depth = max(depth, *(to + lanes for _, to in places), 0)
+            depth = max([depth, *(to + lanes for _, to in places)])
         rows = _rows(layout, phase)
-        if in_place:  # the last tile ends with the array, over the one before
-            last = flat - width
+        if in_place:  # the last part ends with the array, over the one before
+            tiles = -(-tiles // part) * part
+            last = flat - part * width
             moved = _clipped(rows, last, flat, layout.step[2])
             moved[:, 0] += tiles * width - flat
-            rows = np.concatenate([_clipped(rows, 0, (tiles - 1) * width, layout.step[2]), moved])
+            rows = np.concatenate([_clipped(rows, 0, (tiles - part) * width, layout.step[2]), moved])
             flat = tiles * width
-        phases.append(Phase(t0, t1, tiles, flat, last, first, len(copies) - first))
+        phases.append((int(t0), int(t1), tiles, flat, last))
         runs.append(rows)
-    return Tiling(phases, width, _pairs(copies), False, taps, depth, runs)
+        each.append(places)
+    chunk = _chunk(C, room, depth)
+    panel = chunk * depth + lanes
+    copies = [
+        sorted((begin + tile * width, to + tile * panel) for tile in range(part) for begin, to in places)
+        for places in each
+    ]
+    return _tiling(phases, part * width, copies, 1, taps, depth, chunk, panel, runs)
 
 
-def gathered(layout, width, lanes):
-    """Tiles of pixels only, for images of few pixels."""
+def gathered(layout, width, part, lanes, room, C):
+    """Tiles of `width` pixels, in parts of `part` tiles, for images of few pixels."""
     phases, runs, copies = [], [], []
-    taps, depth = layout.tap_offset.copy(), 0
+    taps, depth = layout.tap_offset.copy(), int(np.diff(layout.results[:, :2]).max(initial=0)) * width
+    chunk = _chunk(C, room, depth)
+    panel = chunk * depth + lanes
+    parts = -(-max([1, *(layout.results[:, 2:5].prod(axis=1))]) // (part * width))
     for t0, t1, Z, P, Q, start, _ in layout.results.tolist():
         z, p, q = (axis.reshape(-1) for axis in np.indices((Z, P, Q)))
         position = z * layout.pitches[1] * layout.pitches[2] + p * layout.pitches[2] + q
         element = start + z * layout.step[0] + p * layout.step[1] + q * layout.step[2]
-        tiles, first = -(-len(position) // width), len(copies)
         taps[t0:t1] = np.arange(t1 - t0) * width
-        depth = max(depth, (t1 - t0) * width)
-        each = [_gather(position[i * width : (i + 1) * width], layout.tap_offset[t0:t1], width, lanes)
-                for i in range(tiles)]  # fmt: skip
-        most = max(map(len, each))
-        copies += [pair for places in each for pair in places + places[-1:] * (most - len(places))]
-        phases.append(Phase(t0, t1, tiles, len(position), NEVER, first, most))
+        phases.append((t0, t1, -(-len(position) // width), len(position), NEVER))
         runs.append(np.array([(at, n, element[at]) for at, n in _stretched(element, layout.step[2])], np.int64))
-    return Tiling(phases, 0, _pairs(copies), True, taps, depth, runs)
+        tiles = [
+            _gather(position[begin : begin + width], layout.tap_offset[t0:t1], width, lanes)
+            for begin in range(0, parts * part * width, width)
+        ]
+        copies += [
+            [(begin, to + tile * panel) for tile in range(part) for begin, to in tiles[first + tile]]
+            for first in range(0, parts * part, part)
+        ]
+    return _tiling(phases, 0, copies, parts, taps, depth, chunk, panel, runs)
 
 
-def copies_of_a_tile(layout, width, lanes, is_gathered):
-    """About how many vectors `flattened` or `gathered` copies for a tile of each phase, as a list."""
+def _chunk(C, room, depth):
+    """Channels that are summed before the next ones' panels are made: as many as fit into `room`, about equally many."""
+    most = room // depth if depth else C
+    return -(-C // -(-C // max(1, min(C, most))))
+
+
+def _tiling(phases, step, copies, parts, taps, depth, chunk, panel, runs):
+    """The tiling, where each phase has `parts` lists of copies."""
+    count = max(map(len, copies), default=0)
+    padded = [places + places[-1:] * (count - len(places)) for places in copies]  # to do the last again is no harm
+    phases = [
+        Phase(*phase, number * parts * count, count if padded[number * parts] else 0)
+        for number, phase in enumerate(phases)
+    ]
+    table = np.array([pair for places in padded for pair in places], np.int64).reshape(-1, 2)
+    return Tiling(phases, step, table, count if step == 0 else 0, taps, depth, chunk, panel, runs)
+
+
+def copies_of_a_part(layout, width, lanes, is_gathered):
+    """About how many vectors `flattened` or `gathered` copies for `width` positions of each phase, as a list."""
     counts = []
     for t0, t1, _, _, Q, _, _ in layout.results.tolist():
         if is_gathered:
@@ -149,11 +184,11 @@ def _stretches(offsets, width, lanes):
     return copies, [places[tap] for tap in offsets.tolist()]
 
 
-def _gather(positions, offsets, width, lanes):
-    """[(from, to)] of the vectors that bring these positions for every tap, each to `width` places of its own."""
+def _gather(positions, offsets, size, lanes):
+    """[(from, to)] of the vectors that bring these positions for every tap, each to `size` places of its own."""
     runs = _stretched(positions, 1)
     return [
-        (int(positions[at] + offset) + part, tap * width + at + part)
+        (int(positions[at] + offset) + part, tap * size + at + part)
         for tap, offset in enumerate(offsets.tolist())
         for at, n in runs
         for part in range(0, n, lanes)
@@ -164,7 +199,3 @@ def _stretched(numbers, step):
     """[(first index, length)] of the runs in which numbers grow by `step`."""
     ends = [*(np.flatnonzero(np.diff(numbers) != step) + 1).tolist(), len(numbers)]
     return [(begin, end - begin) for begin, end in zip([0, *ends], ends)]
-
-
-def _pairs(copies):
-    return np.array(copies, np.int64).reshape(-1, 2)

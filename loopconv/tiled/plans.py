@@ -16,13 +16,13 @@ from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, 
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
-    PART,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
     SUMS_BYTES,
     TOTALS_BYTES,
     UNITS,
     depthwise_tile,
+    direct_part,
     direct_tile,
     dots_tile,
     lanes,
@@ -107,31 +107,33 @@ def direct_plan(t):
     n = lanes(dtype)
     _, rows, cols, paneled, gathered = direct_tile(t.M, t.C, layout, dtype)
     width = cols * n
-    # a copy has room after its end for what the last tile reads past it
+    part = direct_part(layout, width, gathered)
+    # a copy has room after its end for what the last part reads past it
     in_place = (
         not gathered and is_in_place(layout, t.source.sizes) and t.geometry.batch == p.N
-        and min(layout.results[:, -1], default=0) >= width
+        and min(layout.results[:, -1], default=0) >= part * width
     )  # fmt: skip
-    tiling = panels.gathered(layout, width, n) if gathered else panels.flattened(layout, width, n, in_place, paneled)
-    blocks = -(-t.M // rows)
-    units, tiles = p.N * p.G * len(tiling.phases), max([1, *(phase.tiles for phase in tiling.phases)])
-    parts = min(tiles, max(-(-tiles // PART), -(-UNITS // max(units, 1))))
-    part = -(-tiles // parts)
+    room = PANEL_BYTES // dtype.itemsize if paneled else 0
+    if gathered:
+        tiling = panels.gathered(layout, width, part, n, room, t.C)
+    else:
+        tiling = panels.flattened(layout, width, part, n, in_place, room, t.C)
+    blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases)
+    parts = -(-max([1, *(phase.tiles for phase in tiling.phases)]) // part)
     fitting = max(1, SUMS_BYTES // (rows * part * width * dtype.itemsize))
     shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
-    chunk = _even(t.C, PANEL_BYTES // (tiling.depth * dtype.itemsize)) if paneled and tiling.depth else max(t.C, 1)
     sums = -(-blocks // shares) * rows * part * width
     numbers = _tables(
-        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, chunk, tiling.depth, p.G * t.M * t.result.steps[0],
-         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, tiling.step, tiling.gathered, sums],
-        tiling.phases, _first_runs(tiling, parts, width), tiling.copies, _ended(tiling.runs), tiling.taps,
+        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth, p.G * t.M * t.result.steps[0],
+         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part, tiling.step, tiling.copies_step, sums, tiling.panel],
+        tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.taps,
     )  # fmt: skip
     kernel = compiled(make_direct, n, rows, cols, paneled)
-    pack, rooms = (None, {}) if in_place else _pack_source(t, width + n)
+    pack, rooms = (None, {}) if in_place else _pack_source(t, part * width + n)
     weights, kept = _pack_weights(t, rows)
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
-        t.geometry.macs, sums + chunk * tiling.depth + n,
+        t.geometry.macs, sums + part * tiling.panel + n,
     )  # fmt: skip
     return Plan((*_test_finite(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 
@@ -148,12 +150,11 @@ def _tables(numbers, *tables):
     return np.concatenate([np.array(numbers, np.int64), starts, *tables])
 
 
-def _first_runs(tiling, parts, width):
-    """For each phase and part of its tiles, the number of the first run that reaches beyond the part's beginning."""
+def _first_runs(tiling, parts, size):
+    """For each phase and part of `size` positions, the number of the first run that ends after the part's beginning."""
     first, before = [], 0
-    for phase, runs in zip(tiling.phases, tiling.runs):
-        begins = [phase.tiles * part // parts * width for part in range(parts)]
-        first += (before + np.searchsorted(runs[:, 0] + runs[:, 1], begins, side="right")).tolist()
+    for runs in tiling.runs:
+        first += (before + np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(parts) * size, side="right")).tolist()
         before += len(runs) + 1
     return first
 

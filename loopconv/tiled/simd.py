@@ -142,28 +142,33 @@ def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
     """tile[m, n, :] + a[i + m*step :] * b[j + offsets[t + n] :], the first `count` of `lanes` elements of each.
 
     Adding up the lanes at the end gives the dot products of rows of `a` with shifted runs of `b`. What lies
-    past `count` is not read.
+    past `count` is not read; None stands for all lanes.
     """
 
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, step_, b_, j_, offsets_, t_, count_ = arguments
-        mask = _first(builder, count_, tile.lanes)
+        mask = None if count == types.none else _first(builder, count_, tile.lanes)
+
+        def load(place):
+            if mask is None:
+                return _load(builder, place, tile.vector)
+            return _masked_load(builder, place, tile.vector, mask)
+
         begin = _address(context, builder, b, b_, j_)
         shifts = _address(context, builder, offsets, offsets_, t_)
-        columns = []
-        for n in range(tile.cols):
-            shift = builder.load(builder.gep(shifts, [_INT64(n)]))
-            columns.append(_masked_load(builder, builder.gep(begin, [shift]), tile.vector, mask))
+        columns = [
+            load(builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(n)]))])) for n in range(tile.cols)
+        ]
         rows = _address(context, builder, a, a_, i_)
         for m in range(tile.rows):
-            row = _masked_load(builder, builder.gep(rows, [builder.mul(step_, _INT64(m))]), tile.vector, mask)
+            row = load(builder.gep(rows, [builder.mul(step_, _INT64(m))]))
             for n in range(tile.cols):
                 at = m * tile.cols + n
                 acc = builder.insert_value(acc, _fma(builder, row, columns[n], builder.extract_value(acc, at)), at)
         return acc
 
     i64 = types.int64
-    return tile(tile, a, i64, i64, b, i64, offsets, i64, i64), codegen
+    return tile(tile, a, i64, i64, b, i64, offsets, i64, types.none if count == types.none else i64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -321,6 +326,20 @@ def next_number(typing, counter):
         return builder.atomic_rmw("add", place, _INT64(1), "monotonic")
 
     return types.int64(counter), codegen
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Have array[index] brought into the second-level cache; it need not be there."""
+
+    def codegen(context, builder, signature, arguments):
+        place = builder.bitcast(_address(context, builder, array, *arguments), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [place, _INT32(0), _INT32(2), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
 
 
 @intrinsic

@@ -6,7 +6,7 @@ from math import prod
 import llvmlite.binding as llvm
 import numpy as np
 
-from loopconv.tiled.panels import copies_of_a_tile
+from loopconv.tiled.panels import copies_of_a_part
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
 # accumulators, cols vectors and one broadcast. AVX-512, direct kernel on 64->64 3x3, 56x56, without panels, with a peak
@@ -18,8 +18,9 @@ TILES = {
     16: ((1, 6), (2, 4), (3, 3), (4, 3), (6, 2), (12, 1)),
 }
 
-# What a panel may take of the first-level cache, which has 32 KiB on most processors; the rest is for weights.
-PANEL_BYTES = 24 << 10
+# What a tile's panel may take: about the first-level cache, which has 32 KiB or more. Half and twice as much make no
+# difference that could be told from noise.
+PANEL_BYTES = 32 << 10
 
 # What the results of a unit of the direct kernel, Winograd's transformed inputs and its products may each take of
 # the second-level cache, which has 512 KiB or more.
@@ -63,8 +64,10 @@ def lanes(dtype):
 # Copying one vector into a panel, and what a tile costs besides its sums.
 COPY, TILE = 3, 40
 
-# Reading the buffer itself instead of a panel: 53 against 68 GFLOP/s on 64->64 3x3, 56x56, AVX2.
-UNPANELED = 1.25
+# What a step of a tile costs more where it reads the buffer itself instead of a panel, and channels are in pages of
+# their own (67 against 75 GFLOP/s on 256->256 3x3, dilation 2, 28x28, AVX2; but 72 against 67 on 14x14, where they are
+# not), or where the panel has the pixels of every tap (42 against 54 on 512->512 3x3, 7x7).
+UNPANELED, GATHERED, PAGE_BYTES = 1.12, 1.25, 4096
 
 
 def direct_tile(M, C, layout, dtype, *, can_gather=True):
@@ -79,20 +82,28 @@ def direct_tile(M, C, layout, dtype, *, can_gather=True):
 def _direct_cost(M, C, layout, dtype, tile, paneled, gathered):
     (rows, cols), n = tile, lanes(dtype)
     width, blocks = cols * n, -(-M // rows)
-    copies = copies_of_a_tile(layout, width, n, gathered) if paneled else [0] * len(layout.results)
-    if gathered and sum(copies) * _tiles(layout, width, True) > GATHERED_COPIES:
+    part = direct_part(layout, width, gathered)
+    copies = copies_of_a_part(layout, part * width, n, gathered) if paneled else [0] * len(layout.results)
+    tiles = direct_tiles(layout, width, gathered)
+    if gathered and sum(copies) * sum(tiles) / part > GATHERED_COPIES:
         return float("inf")
-    step = _step(rows, cols) * (1 if paneled else UNPANELED)
+    is_far = layout.channel * np.dtype(dtype).itemsize >= PAGE_BYTES
+    step = _step(rows, cols) * (GATHERED if gathered else UNPANELED if is_far and not paneled else 1)
     return sum(
-        -(-(prod(phase[2:5]) if gathered else phase[6]) // width)
-        * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY) + blocks * TILE)
-        for phase, count in zip(layout.results.tolist(), copies)
+        number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY / part) + blocks * TILE)
+        for phase, count, number in zip(layout.results.tolist(), copies, tiles)
     )
 
 
-def _tiles(layout, width, gathered):
-    """Tiles of all phases."""
-    return sum(-(-(prod(row[2:5]) if gathered else row[6]) // width) for row in layout.results.tolist())
+def direct_tiles(layout, width, gathered):
+    """Tiles of each result phase."""
+    return [-(-(prod(row[2:5]) if gathered else row[6]) // width) for row in layout.results.tolist()]
+
+
+def direct_part(layout, width, gathered):
+    """Tiles in a part."""
+    tiles = max([1, *direct_tiles(layout, width, gathered)])
+    return -(-tiles // -(-tiles // PART))
 
 
 # Cycles of Winograd's transforms of the inputs and of the results of a vector of tiles, by m, and of one kernel's
@@ -136,11 +147,11 @@ def weight_tile(MA, MB, dtype):
 
 def dots_tile(K, C, taps, Q, dtype):
     """(cost, rows, cols) for the kernel of dot products along rows of Q pixels; cost as of `weight_tile` x taps."""
-    n, room = lanes(dtype), registers() - 2
+    n, room, loads = lanes(dtype), registers() - 2, 1 if vector_bytes() == 64 else 1.6
 
     def cost(tile):
         rows, cols = tile
-        step = max(rows * cols, rows + cols, 8) + 2
+        step = max(rows * cols, loads * (rows + cols), 8) + 2
         return -(-K // rows) * C * -(-taps // cols) * step * -(-Q // n) / Q
 
     fitting = [
@@ -165,5 +176,7 @@ def depthwise_tile(sizes, dtype):
 
 def _step(rows, cols):
     """One step of a tile: its multiply-adds or its loads, but no less than hides a multiply-add's latency."""
-    loads = 2 * cols + rows / 2 if vector_bytes() == 64 else 1.5 * cols + rows
-    return max(rows * cols, loads, 11) + 1
+    if vector_bytes() == 64:
+        return max(rows * cols, 2 * cols + rows / 2, 12) + 1
+    # measured on AVX2 with panels: 9.1 for (2, 3), 10.7 (2, 4), 11.0 (3, 3), 11.3 (4, 2), 13.6 (4, 3), 15.3 (6, 2)
+    return max(rows * cols, 1.75 * rows + 1.6 * cols) + 1.6
