@@ -20,8 +20,7 @@ def make_direct(lanes, rows, cols, paneled):
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_step, phases, parts, shares = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
         part_tiles, part_step, copies_step, panels, panel = plan[13], plan[14], plan[15], plan[16], plan[17]
-        phase_table, part_table, copy_table, run_table, tap_table = plan[18], plan[19], plan[20], plan[21], plan[22]
-        offset = pointer(plan, tap_table)
+        phase_table, part_table, copy_table, run_table, offset_table = plan[18], plan[19], plan[20], plan[21], plan[22]
         row_blocks = (M + rows - 1) // rows
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
@@ -31,6 +30,8 @@ def make_direct(lanes, rows, cols, paneled):
             t0, t1, tiles, positions, last_base, first_copy, copies = (
                 plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5], plan[at + 6],
             )  # fmt: skip
+            # where in the panel, or from the first channel on, the factor of each channel and tap is
+            offset = pointer(plan, offset_table + t0 * chunk)
             tile0, tile1 = part * part_tiles, min((part + 1) * part_tiles, tiles)
             if tile0 >= tile1:
                 continue
@@ -58,27 +59,24 @@ def make_direct(lanes, rows, cols, paneled):
                         to += depth
                 for tile in range(tile0, tile1):
                     for r in range(r0, r1):
-                        # the sum over channels and taps; w holds its factors in this order
+                        # the sum over channels and taps, in the order that w has them
                         sums = (r - r0) * rows * pitch + tile * width - begin
                         if c0 == 0:
                             acc = tile_zeros(buffer, lanes, rows, cols)
                         else:
                             acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
                         i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
+                        steps = (c1 - c0) * (t1 - t0)
                         if paneled:
                             b = panels + (tile - tile0) * panel
-                            for _ in range(c0, c1):
-                                for t in range(t0, t1):
-                                    acc = tile_outer(acc, w, i, 1, scratch, b + offset[t])
-                                    i += rows
-                                b += depth
+                            for step in range(steps):
+                                acc = tile_outer(acc, w, i, 1, scratch, b + offset[step])
+                                i += rows
                         else:
                             b = base + tile * width - begin
-                            for _ in range(c0, c1):
-                                for t in range(t0, t1):
-                                    acc = tile_outer(acc, w, i, 1, buffer, b + offset[t])
-                                    i += rows
-                                b += channel
+                            for step in range(steps):
+                                acc = tile_outer(acc, w, i, 1, buffer, b + offset[step])
+                                i += rows
                         m = g * M + r * rows
                         if whole and c1 == C and (r + 1) * rows <= M:
                             to = n * out_image + m * out_channel + dense + tile * width - begin

@@ -37,8 +37,8 @@ class Tiling(NamedTuple):
         (from, to): position in the buffer, after the part's and the channel's, and in the panels of the part.
     copies_step : int
         Entries from one part's copies to the next's: 0 where all have the same.
-    taps : int64 array
-        Where in a channel of a panel each tap begins; without panels, where in the buffer.
+    offsets : int64 array
+        For each phase, channel of a chunk and tap: where in the panel it begins; without panels, where in the buffer.
     depth, chunk, panel : int
         Elements of a channel in a panel; channels of a panel; elements from one tile's panel to the next's.
     runs : list of int64 arrays (runs, 3)
@@ -49,26 +49,27 @@ class Tiling(NamedTuple):
     step: int
     copies: np.ndarray
     copies_step: int
-    taps: np.ndarray
+    offsets: np.ndarray
     depth: int
     chunk: int
     panel: int
     runs: list
 
 
-def flattened(layout, width, part, lanes, in_place, room, C):
+def flattened(layout, width, part, lanes, in_place, paneled, room, C):
     """Tiles of `width` positions over the flattened buffer, gaps included, in parts of `part` tiles.
 
-    `room` is how many elements the panel of a tile may have; 0 for none at all.
+    `room` is how many elements a tile may read before it goes on to the next channels.
     """
     phases, runs, each = [], [], []
     taps, depth = layout.tap_offset.copy(), 0
     for phase in layout.results:
         t0, t1, flat = phase[0], phase[1], int(phase[6])
-        tiles, last, places = -(-flat // width), NEVER, []
-        if room:
-            places, taps[t0:t1] = _stretches(layout.tap_offset[t0:t1], width, lanes)
-            depth = max([depth, *(to + lanes for _, to in places)])
+        tiles, last = -(-flat // width), NEVER
+        places, panel_taps = _stretches(layout.tap_offset[t0:t1], width, lanes)
+        depth = max([depth, *(to + lanes for _, to in places)])
+        if paneled:
+            taps[t0:t1] = panel_taps
         rows = _rows(layout, phase)
         if in_place:  # the last part ends with the array, over the one before
             tiles = -(-tiles // part) * part
@@ -81,12 +82,15 @@ def flattened(layout, width, part, lanes, in_place, room, C):
         runs.append(rows)
         each.append(places)
     chunk = _chunk(C, room, depth)
+    if not paneled:
+        return _tiling(phases, part * width, [[]], 1, _offsets(phases, taps, layout.channel, chunk), 0, chunk, 0, runs)
     panel = chunk * depth + lanes
     copies = [
         sorted((begin + tile * width, to + tile * panel) for tile in range(part) for begin, to in places)
         for places in each
     ]
-    return _tiling(phases, part * width, copies, 1, taps, depth, chunk, panel, runs)
+    offsets = _offsets(phases, taps, depth, chunk)
+    return _tiling(phases, part * width, copies, 1, offsets, depth, chunk, panel, runs)
 
 
 def gathered(layout, width, part, lanes, room, C):
@@ -111,7 +115,8 @@ def gathered(layout, width, part, lanes, room, C):
             [(begin, to + tile * panel) for tile in range(part) for begin, to in tiles[first + tile]]
             for first in range(0, parts * part, part)
         ]
-    return _tiling(phases, 0, copies, parts, taps, depth, chunk, panel, runs)
+    offsets = _offsets(phases, taps, depth, chunk)
+    return _tiling(phases, 0, copies, parts, offsets, depth, chunk, panel, runs)
 
 
 def _chunk(C, room, depth):
@@ -120,16 +125,22 @@ def _chunk(C, room, depth):
     return -(-C // -(-C // max(1, min(C, most))))
 
 
-def _tiling(phases, step, copies, parts, taps, depth, chunk, panel, runs):
+def _offsets(phases, taps, channel, chunk):
+    """Where each channel of a chunk and tap is, phase by phase, if channels are `channel` apart."""
+    first = np.arange(chunk)[:, None] * channel
+    return np.concatenate([taps[:0], *((first + taps[t0:t1]).reshape(-1) for t0, t1, *_ in phases)])
+
+
+def _tiling(phases, step, copies, parts, offsets, depth, chunk, panel, runs):
     """The tiling, where each phase has `parts` lists of copies."""
     count = max(map(len, copies), default=0)
     padded = [places + places[-1:] * (count - len(places)) for places in copies]  # to do the last again is no harm
     phases = [
-        Phase(*phase, number * parts * count, count if padded[number * parts] else 0)
+        Phase(*phase, number * parts * count, count if padded[number * parts : number * parts + 1] != [[]] else 0)
         for number, phase in enumerate(phases)
     ]
     table = np.array([pair for places in padded for pair in places], np.int64).reshape(-1, 2)
-    return Tiling(phases, step, table, count if step == 0 else 0, taps, depth, chunk, panel, runs)
+    return Tiling(phases, step, table, count if step == 0 else 0, offsets, depth, chunk, panel, runs)
 
 
 def copies_of_a_part(layout, width, lanes, is_gathered):

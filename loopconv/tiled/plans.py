@@ -113,11 +113,11 @@ def direct_plan(t):
         not gathered and is_in_place(layout, t.source.sizes) and t.geometry.batch == p.N
         and min(layout.results[:, -1], default=0) >= part * width
     )  # fmt: skip
-    room = PANEL_BYTES // dtype.itemsize if paneled else 0
+    room = PANEL_BYTES // dtype.itemsize
     if gathered:
         tiling = panels.gathered(layout, width, part, n, room, t.C)
     else:
-        tiling = panels.flattened(layout, width, part, n, in_place, room, t.C)
+        tiling = panels.flattened(layout, width, part, n, in_place, paneled, room, t.C)
     blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases)
     parts = -(-max([1, *(phase.tiles for phase in tiling.phases)]) // part)
     fitting = max(1, SUMS_BYTES // (rows * part * width * dtype.itemsize))
@@ -126,7 +126,7 @@ def direct_plan(t):
     numbers = _tables(
         [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth, p.G * t.M * t.result.steps[0],
          t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part, tiling.step, tiling.copies_step, sums, tiling.panel],
-        tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.taps,
+        tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, rows, cols, paneled)
     pack, rooms = (None, {}) if in_place else _pack_source(t, part * width + n)

@@ -20,7 +20,7 @@ TILES = {
 
 # What a tile's panel may take: about the first-level cache, which has 32 KiB or more. Half and twice as much make no
 # difference that could be told from noise.
-PANEL_BYTES = 32 << 10
+PANEL_BYTES = 20 << 10
 
 # What the results of a unit of the direct kernel, Winograd's transformed inputs and its products may each take of
 # the second-level cache, which has 512 KiB or more.
