@@ -105,8 +105,9 @@ def make_pack_channels_last(width):
     return pack_channels_last
 
 
-# Blocks of weights that are packed side by side where their rows are far apart: 1.4 ns an element one by one.
-BLOCKS_TOGETHER = 8
+# Source channels that are packed side by side, where those of a row do not follow each other: 1.5 ns an element one
+# after the other.
+CHANNELS_TOGETHER = 8
 
 
 def make_pack_weights(rows):
@@ -122,26 +123,27 @@ def make_pack_weights(rows):
         M, C, T, w_group, w_row, w_channel, in_order = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         tap_first, tap_step = pointer(plan, 7), pointer(plan, 7 + T)
         blocks = (M + rows - 1) // rows
-        for together in range(first, last, BLOCKS_TOGETHER):
-            if in_order:  # forward: the channels and taps of a row follow each other, and stay as they are
-                for block in range(together, min(together + BLOCKS_TOGETHER, last)):
-                    m0 = block % blocks * rows
-                    here = min(rows, M - m0)
-                    source = pointer(w, block // blocks * w_group + m0 * w_row)
-                    target = pointer(packed, block * C * T * rows)
-                    if here == rows:
-                        for i in range(C * T):
-                            for m in range(rows):
-                                target[i * rows + m] = source[m * w_row + i]
-                    else:
-                        for i in range(C * T):
-                            for m in range(rows):
-                                target[i * rows + m] = source[m * w_row + i] if m < here else 0
-                continue
-            for c in range(C):
-                for block in range(together, min(together + BLOCKS_TOGETHER, last)):
-                    m0 = block % blocks * rows
-                    here = min(rows, M - m0)
+        if in_order:  # forward: the channels and taps of a row follow each other, and stay as they are
+            for block in range(first, last):
+                m0 = block % blocks * rows
+                here = min(rows, M - m0)
+                source = pointer(w, block // blocks * w_group + m0 * w_row)
+                target = pointer(packed, block * C * T * rows)
+                if here == rows:
+                    for i in range(C * T):
+                        for m in range(rows):
+                            target[i * rows + m] = source[m * w_row + i]
+                else:
+                    for i in range(C * T):
+                        for m in range(rows):
+                            target[i * rows + m] = source[m * w_row + i] if m < here else 0
+            return 0
+        for c0 in range(0, C, CHANNELS_TOGETHER):
+            c1 = min(c0 + CHANNELS_TOGETHER, C)
+            for block in range(first, last):
+                m0 = block % blocks * rows
+                here = min(rows, M - m0)
+                for c in range(c0, c1):
                     source = pointer(w, block // blocks * w_group + m0 * w_row + c * w_channel)
                     for t in range(T):
                         if tap_first[t] >= 0:

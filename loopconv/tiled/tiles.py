@@ -165,13 +165,15 @@ def dots_tile(K, C, taps, Q, dtype):
 
 
 def depthwise_tile(sizes, dtype):
-    """(rows, cols) for images of `sizes` (P, Q): the least padded work, without a row of less than a vector."""
-    P, Q = sizes
-    n, most = lanes(dtype), 8 if registers() == 16 else 16
-    fitting = [(rows, cols) for cols in (1, 2, 3, 4) for rows in (1, 2, 4, 8) if rows * cols <= most]
-    return min(
-        fitting, key=lambda tile: (-(-P // tile[0]) * -(-Q // (tile[1] * n)) * (tile[0] * tile[1] + 2), -tile[1])
-    )
+    """(rows, cols) for images of `sizes` (P, Q): the least padded work, of what fits into the registers."""
+    (P, Q), n = sizes, lanes(dtype)
+    tiles = [(rows, cols) for rows in (1, 2, 4, 8) for cols in (1, 2, 3, 4, 7) if rows * cols <= 8]
+
+    def cost(tile):
+        rows, cols = tile
+        return -(-P // rows) * -(-Q // (cols * n)) * (rows * cols + 4)
+
+    return min(tiles, key=cost)
 
 
 def _step(rows, cols):
