@@ -21,6 +21,7 @@ from loopconv.ops import (
     conv_transpose_weight_grad,
     conv_weight_grad,
 )
+from loopconv.plan import Plan, plan_conv, plan_conv_transpose
 from loopconv.registry import backends
 from loopconv.threads import get_num_threads, set_num_threads
 
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Gradients",
+    "Plan",
     "__version__",
     "adjoint_test",
     "backends",
@@ -50,5 +52,7 @@ __all__ = [
     "conv_weight_grad",
     "get_num_threads",
     "gradcheck",
+    "plan_conv",
+    "plan_conv_transpose",
     "set_num_threads",
 ]

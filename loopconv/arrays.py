@@ -5,6 +5,8 @@ Kernels see C-contiguous, aligned, native arrays of one of the six dtypes in COM
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 # float16 is computed in float32, every integer in 64 bits, so that sums of products are exact.
@@ -54,7 +56,12 @@ def dtypes(*arrays):
 
     Integers widen to 64 bits as in `numpy.sum`.
     """
-    promoted = np.result_type(*(array.dtype for array in arrays if array is not None))
+    return _promoted(*[array.dtype for array in arrays if array is not None])
+
+
+@lru_cache(maxsize=256)
+def _promoted(*given):
+    promoted = np.result_type(*given)
     compute = np.dtype(COMPUTE[_compute_code(promoted)])
     return (compute if promoted.kind in "biu" else promoted.newbyteorder("=")), compute
 
@@ -92,11 +99,11 @@ def _overlaps_itself(array):
 
 def plain(array, shape, dtype):
     """`array` as kernels want it, copied only where it must be."""
-    if array.dtype != dtype or not array.dtype.isnative or not array.flags.c_contiguous or not array.flags.aligned:
+    if not is_plain(array, dtype):
         array = np.array(array, dtype=dtype, order="C", copy=True)
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
-    return array.reshape(shape)
+    return array if array.shape == shape else array.reshape(shape)
 
 
 class _Writable:
@@ -114,5 +121,6 @@ class _Writable:
 
 
 def is_plain(array, dtype):
-    """Whether kernels can write `array` in place."""
-    return array.dtype == dtype and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned
+    """Whether kernels can read and write `array` as it is."""
+    flags = array.flags
+    return array.dtype == dtype and array.dtype.isnative and flags.c_contiguous and flags.aligned

@@ -50,22 +50,31 @@ class Geometry:
     dilation: tuple[int, ...]
     pad: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self):
+        """Worked out once: plans are looked up by it, several times in a call."""
+        return hash((self.batch, self.groups, self.c, self.k, self.input, self.kernel, self.output, self.stride,
+                     self.dilation, self.pad))  # fmt: skip
+
     @property
     def rank(self) -> int:
         """Number of spatial axes."""
         return len(self.kernel)
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, ...]:
         """(N, C, *input)."""
         return (self.batch, self.c, *self.input)
 
-    @property
+    @cached_property
     def w_shape(self) -> tuple[int, ...]:
         """(K, C / groups, *kernel)."""
         return (self.k, self.c // self.groups, *self.kernel)
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, ...]:
         """(N, K, *output)."""
         return (self.batch, self.k, *self.output)
@@ -224,6 +233,12 @@ def conv(x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, x_name=
 
     ``o = (n + lo + hi - e) // s + 1`` with ``e = d*(k-1) + 1``.
     """
+    if type(stride) is int and type(padding) is int and type(dilation) is int and type(groups) is int:
+        return _conv_by_ints(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name)
+    return _conv_by_any(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name)
+
+
+def _conv_by_any(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name):
     rank = _rank(w_name, w_shape)
     return _conv(
         x_shape,
@@ -235,6 +250,10 @@ def conv(x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, x_name=
         x_name,
         w_name,
     )
+
+
+# Settings that are no ints cannot be told apart by their hashes: 1.0 and True are 1.
+_conv_by_ints = lru_cache(maxsize=1024)(_conv_by_any)
 
 
 @lru_cache(maxsize=1024)

@@ -41,35 +41,38 @@ _TRANSPOSE = {"x": "y", "w": "w", "grad": "x"}
 _CONTRACTION_FOR = {"y": "forward", "x": "adjoint", "w": "weight"}
 
 
-def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None):
+def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, algorithm=None):
     """The array of `g` that is not among `given` (public name to ndarray), as the user sees it.
 
     Where a gradient is given, the other factor is conjugated: that of a complex product a*b with
     respect to a is ``grad * conj(b)``.
     """
-    (role,) = {"x", "w", "y"} - {roles[name] for name in given}
-    whole = getattr(g, f"{role}_shape")
+    left_out = "grad" if "grad" not in given else "x" if "w" in given else "w"
+    role = roles[left_out]
+    shapes = {"x": g.x_shape, "w": g.w_shape, "y": g.y_shape}
+    whole = shapes[role]
     shape = whole if batched or role == "w" else whole[1:]
     dtype, compute = arrays.dtypes(*given.values(), bias)
     if out is not None:
         arrays.check_out(out, shape, dtype, **given, bias=bias)
-    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute)
+    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute, algorithm)
 
     operands = {}
     for name, array in given.items():
-        if "grad" in given and name != "grad" and compute.kind == "c":
+        if compute.kind == "c" and "grad" in given and name != "grad":
             array = array.conj()
-        operands[roles[name]] = arrays.plain(array, getattr(g, f"{roles[name]}_shape"), compute)
+        operands[roles[name]] = arrays.plain(array, shapes[roles[name]], compute)
     in_place = out is not None and arrays.is_plain(out, compute)
     operands[role] = out.reshape(whole) if in_place else np.empty(whole, compute)
     if bias is None:
         run(g, **operands)
     else:
         run(g, **operands, bias=arrays.plain(bias, bias.shape, compute))
+    result = operands[role] if shape == whole else operands[role].reshape(shape)
     if out is None:
-        return operands[role].reshape(shape).astype(dtype, copy=False)
+        return result if dtype == compute else result.astype(dtype)
     if not in_place:
-        out[...] = operands[role].reshape(shape)
+        out[...] = result
     return out
 
 
@@ -102,6 +105,7 @@ def conv(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Convolve `x` with `w` (the cross-correlation of deep learning: the kernel is not flipped).
 
@@ -127,6 +131,10 @@ def conv(
         Where to put the result: of its shape and dtype, writable, apart from the inputs.
     backend : str, optional
         A name from `backends`. By default the fastest that takes the case.
+    algorithm : {'direct', 'depthwise', 'winograd2', 'winograd4'}, optional
+        How the backend 'tiled' sums; by default by what it expects to be fastest. 'depthwise' is for groups of one
+        channel, the other two, F(2x2, 3x3) and F(4x4, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
+        'winograd4' is never chosen by default, as its rounding error is about ten times that of the others.
 
     Returns
     -------
@@ -156,7 +164,8 @@ def conv(
     g = geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _check_bias(bias, g.k)
     return _contract(
-        g, _CONV, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend
+        g, _CONV, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend,
+        algorithm=algorithm,
     )
 
 
@@ -171,6 +180,7 @@ def conv_input_grad(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv` with respect to its input: ``C.conj().T`` applied to the output's gradient.
 
@@ -184,7 +194,7 @@ def conv_input_grad(
         ``x.shape``. Several input sizes give the same output size, so it has to be said.
     stride, padding, dilation, groups
         Those of that call; see `conv`.
-    out, backend
+    out, backend, algorithm
         See `conv`.
 
     Returns
@@ -208,7 +218,7 @@ def conv_input_grad(
     )
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend)
+    return _contract(g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm)
 
 
 def conv_weight_grad(
@@ -222,6 +232,7 @@ def conv_weight_grad(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv` with respect to its weights.
 
@@ -237,6 +248,8 @@ def conv_weight_grad(
         Those of that call; see `conv`.
     out, backend
         See `conv`.
+    algorithm : {'outer', 'dots'}, optional
+        How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
 
     Returns
     -------
@@ -255,7 +268,7 @@ def conv_weight_grad(
     )
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend)
+    return _contract(g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm)
 
 
 def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
@@ -346,6 +359,7 @@ def conv_transpose(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Scatter-add a kernel scaled by each pixel of `x`: the transpose of `conv`, not its inverse.
 
@@ -372,7 +386,7 @@ def conv_transpose(
         Output pixels between neighbouring taps, at least 1.
     groups : int, optional
         Channels are cut into this many groups that do not see each other.
-    out, backend
+    out, backend, algorithm
         See `conv`.
 
     Returns
@@ -406,7 +420,8 @@ def conv_transpose(
     )  # fmt: skip
     _check_bias(bias, g.c)
     return _contract(
-        g, _TRANSPOSE, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend
+        g, _TRANSPOSE, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend,
+        algorithm=algorithm,
     )
 
 
@@ -423,6 +438,7 @@ def conv_transpose_input_grad(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv_transpose` with respect to its input: a convolution with the same weight array.
 
@@ -438,7 +454,7 @@ def conv_transpose_input_grad(
         Those of that call; see `conv_transpose`.
     output_padding, output_size
         May be left out, since the shape of `grad` says the same; checked where given.
-    out, backend
+    out, backend, algorithm
         See `conv`.
 
     Returns
@@ -458,7 +474,7 @@ def conv_transpose_input_grad(
     )  # fmt: skip
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend)
+    return _contract(g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm)
 
 
 def conv_transpose_weight_grad(
@@ -474,6 +490,7 @@ def conv_transpose_weight_grad(
     groups: int = 1,
     out: np.ndarray | None = None,
     backend: str | None = None,
+    algorithm: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv_transpose` with respect to its weights.
 
@@ -491,6 +508,8 @@ def conv_transpose_weight_grad(
         May be left out, since the shape of `grad` says the same; checked where given.
     out, backend
         See `conv`.
+    algorithm : {'outer', 'dots'}, optional
+        How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
 
     Returns
     -------
@@ -510,7 +529,7 @@ def conv_transpose_weight_grad(
     )  # fmt: skip
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend)
+    return _contract(g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm)
 
 
 def conv_transpose_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod, sqrt
@@ -24,6 +24,10 @@ def _nothing(*_):
 
 def _always(_):
     return True
+
+
+def _none(_):
+    return ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Implementation:
         ``unsupported(geometry, dtype)`` says why it does not take a case; None where it does.
     worthwhile : callable
         ``worthwhile(geometry)``: whether ``backend=None`` should pick it when it could.
+    algorithms : callable
+        ``algorithms(geometry)``: names that ``algorithm=`` may have for a call, each a value of a keyword
+        `algorithm` of `run`.
     """
 
     contraction: str
@@ -54,6 +61,7 @@ class Implementation:
     missing: Callable[[], str | None] = _nothing
     unsupported: Callable[[Geometry, Any], str | None] = _nothing
     worthwhile: Callable[[Geometry], bool] = _always
+    algorithms: Callable[[Geometry], tuple[str, ...]] = _none
 
 
 # In the order of preference: backend=None takes the first that can and is worthwhile.
@@ -78,6 +86,7 @@ def register(implementation: Implementation, *, first: bool = False) -> None:
     _loaded.pop(name, None)
     _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
     _table.insert(0 if first else len(_table), implementation)
+    _able.cache_clear()
 
 
 def implementations() -> tuple[Implementation, ...]:
@@ -96,21 +105,47 @@ def backends() -> dict[str, str]:
     return {row.backend: row.missing() or "ready" for row in _table}
 
 
-def select(contraction: str, backend: str | None, geometry: Geometry, dtype) -> Callable[..., None]:
-    """The function that runs `contraction`: the preferred one, or that of `backend`, or a ValueError."""
+def select(
+    contraction: str, backend: str | None, geometry: Geometry, dtype, algorithm: str | None = None
+) -> Callable[..., None]:
+    """The function that runs `contraction`: the preferred one, or that of `backend` or `algorithm`, or a ValueError."""
+    row = _named(contraction, backend, geometry, dtype) if backend is not None else None
+    if row is None:
+        for row in _able(contraction, geometry, dtype):
+            if row.worthwhile(geometry) and (algorithm is None or row.algorithms(geometry)):
+                break
+        else:
+            raise ValueError(_why_none(contraction, geometry, dtype, algorithm))
+    if algorithm is None:
+        return loaded(row)
+    if algorithm not in (names := row.algorithms(geometry)):
+        valid = f"None or one of {', '.join(names)}" if names else "None"
+        raise ValueError(f"algorithm must be {valid} for this call on backend {row.backend!r}, got {algorithm!r}")
+    return partial(loaded(row), algorithm=algorithm)
+
+
+def _named(contraction, backend, geometry, dtype):
+    """The row of `backend`, or the ValueError that says why it does not run this call."""
+    rows = {row.backend: row for row in _table if row.contraction == contraction}
+    if not isinstance(backend, str) or backend not in rows:
+        raise ValueError(f"backend must be None or one of {', '.join(rows)}, got {backend!r}")
+    row = rows[backend]
+    if reason := row.missing() or row.unsupported(geometry, dtype):
+        raise ValueError(f"backend={backend!r} cannot run this call: {reason}")
+    return row
+
+
+@lru_cache(maxsize=1024)
+def _able(contraction, geometry, dtype):
+    """The rows that can run a call, in order of preference."""
     rows = [row for row in _table if row.contraction == contraction]
-    if backend is not None:
-        names = ", ".join(row.backend for row in rows)
-        rows = [row for row in rows if isinstance(backend, str) and row.backend == backend]
-        if not rows:
-            raise ValueError(f"backend must be None or one of {names}, got {backend!r}")
-        if reason := rows[0].missing() or rows[0].unsupported(geometry, dtype):
-            raise ValueError(f"backend={backend!r} cannot run this call: {reason}")
-        return loaded(rows[0])
-    for row in rows:
-        if row.worthwhile(geometry) and not row.unsupported(geometry, dtype) and not row.missing():
-            return loaded(row)
-    raise ValueError(f"backend=None found no backend for {contraction} of {geometry} in {dtype}")
+    return [row for row in rows if not row.unsupported(geometry, dtype) and not row.missing()]
+
+
+def _why_none(contraction, geometry, dtype, algorithm):
+    if algorithm is None:
+        return f"backend=None found no backend for {contraction} of {geometry} in {dtype}"
+    return f"algorithm must be None for this call, which no backend with algorithms takes, got {algorithm!r}"
 
 
 def loaded(row: Implementation) -> Callable[..., None]:
@@ -154,8 +189,13 @@ def _loops_unsupported(geometry, dtype):
     return None
 
 
+def _with_threads(_):
+    """True; a bad LOOPCONV_NUM_THREADS has to be known before anything is written."""
+    return threads.get_num_threads() > 0
+
+
 def _parallel_unsupported(geometry, dtype):
-    threads.get_num_threads()  # a bad LOOPCONV_NUM_THREADS has to be known before anything is written
+    _with_threads(geometry)
     return _loops_unsupported(geometry, dtype)
 
 
@@ -193,13 +233,21 @@ def _load_tiled(contraction):
     return getattr(import_module("loopconv.tiled.driver"), contraction)
 
 
+def _tiled_algorithms(contraction, geometry):
+    return import_module("loopconv.tiled.driver").algorithms(contraction, geometry)
+
+
 def _load_reference(contraction):
     return getattr(import_module("loopconv.reference"), contraction)
 
 
 for _contraction in CONTRACTIONS:
-    _load = partial(_load_tiled, _contraction)
-    register(Implementation(_contraction, "tiled", _load, _missing_numba, partial(_tiled_unsupported, _contraction)))
+    register(
+        Implementation(
+            _contraction, "tiled", partial(_load_tiled, _contraction), _missing_numba,
+            partial(_tiled_unsupported, _contraction), _with_threads, partial(_tiled_algorithms, _contraction),
+        )
+    )  # fmt: skip
     for _backend, _missing, _unsupported, _worthwhile in (
         ("parallel", _missing_numba, _parallel_unsupported, partial(is_parallel_worthwhile, _contraction)),
         ("numba", _missing_numba, _loops_unsupported, _always),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from loopconv.geometry import integer
 
@@ -59,6 +57,7 @@ def _positive(name, n):
     return int(n)
 
 
+@cache
 def _available():
     """Processors this process may use, or fewer where Numba was told to start fewer threads."""
     if text := os.environ.get("NUMBA_NUM_THREADS"):
@@ -71,40 +70,13 @@ def _available():
     return os.cpu_count() or 1
 
 
-# Below this many multiply-adds, waking a thread and waiting for it (70 us) costs more than it saves.
+# Below this many multiply-adds, waking a thread (up to 100 us if it sleeps, 4 if it does not) costs more than it saves.
 SHARED_MACS = 5_000_000
-
-# Pieces of work per thread: a thread that loses its processor for a while leaves the rest to the others.
-PIECES = 4
-
-_pool: ThreadPoolExecutor | None = None
 
 
 def worth(macs: int) -> int:
     """How many threads are worth waking for so many multiply-adds."""
-    return get_num_threads() if macs >= SHARED_MACS else 1
-
-
-def share(run: Callable[[int, int], None], units: int, macs: int) -> None:
-    """Call ``run(first, last)`` on ranges that cover 0 .. units-1, on as many threads as `macs` are worth."""
-    global _pool
-    workers = min(worth(macs), units)
-    if workers <= 1:
-        run(0, units)
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(_available(), "loopconv")
-    pieces = min(units, PIECES * workers)
-    numbers = itertools.count()  # its next() is atomic
-
-    def work():
-        while (i := next(numbers)) < pieces:
-            run(units * i // pieces, units * (i + 1) // pieces)
-
-    helpers = [_pool.submit(work) for _ in range(workers - 1)]
-    work()
-    for helper in helpers:
-        helper.result()
+    return get_num_threads() if macs >= SHARED_MACS and not _forked else 1
 
 
 def in_forked_child() -> bool:
@@ -113,8 +85,8 @@ def in_forked_child() -> bool:
 
 
 def _mark_forked():
-    global _forked, _pool
-    _forked, _pool = True, None  # the threads of the pool stayed with the parent
+    global _forked
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,7 @@ from loopconv.tiled.launch import launch
 from loopconv.tiled.layout import has_winograd_kernel, problem
 from loopconv.tiled.plans import depthwise_plan, direct_plan, dots_plan, outer_plan, task, winograd_plan
 from loopconv.tiled.tiles import WINOGRAD_WEIGHT, direct_tile, dots_tile, per_cycle, weight_tile, winograd_tile
-from loopconv.tiled.workspace import room
+from loopconv.tiled.workspace import own
 
 # What `algorithm=` may say, and the plan it stands for.
 SUMS = {
@@ -40,7 +40,7 @@ def weight(geometry, x, w, y, algorithm=None):
         w[...] = 0
         return
     plan = weight_plan(geometry, x.dtype, algorithm)
-    run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1), **rooms(plan.rooms, x.dtype)})
+    run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}, plan.rooms, own())
 
 
 def _sum(contraction, geometry, arrays, bias, algorithm):
@@ -52,25 +52,21 @@ def _sum(contraction, geometry, arrays, bias, algorithm):
     plan = sum_plan(contraction, geometry, out.dtype, algorithm)
     flat = {name: array.reshape(-1) for name, array in arrays.items()}
     flat["bias"] = zeros(out.shape[1], out.dtype) if bias is None else bias
-    flat |= rooms(plan.kept | plan.rooms, out.dtype)
-    if not run(plan.prepare, flat):
+    workspace = own()
+    if not run(plan.prepare, flat, plan.kept, workspace):
         return False
     # where Winograd's results are not finite, the direct kernel has to say which ones really are not
-    return run(plan.call, flat) or _sum(contraction, geometry, arrays, bias, "direct")
+    return run(plan.call, flat, plan.rooms, workspace) or _sum(contraction, geometry, arrays, bias, "direct")
 
 
-def run(stages, arrays):
-    """Run the stages one after the other; False as soon as one says that numbers are not finite."""
-    return not any(
-        launch(stage.kernel, tuple(arrays[name] for name in stage.arrays), stage.scratch, stage.numbers, stage.units,
-               stage.macs)
-        for stage in stages
-    )  # fmt: skip
-
-
-def rooms(sizes, dtype):
-    """Room for the arrays of these names."""
-    return {name: room(name, size, dtype) for name, size in sizes.items()}
+def run(stages, arrays, rooms, workspace):
+    """Run the stages one after the other, with room for more arrays; False as soon as one finds what is not finite."""
+    for name, size in rooms.items():
+        arrays[name] = workspace.room(name, size, arrays["w"].dtype)
+    for stage in stages:
+        if launch(stage, arrays, workspace):
+            return False
+    return True
 
 
 @cache

@@ -13,10 +13,12 @@ from numba import prange
 from loopconv import threads
 from loopconv.loops.compile import jit
 from loopconv.tiled.simd import next_number
-from loopconv.tiled.workspace import room
+from loopconv.tiled.workspace import LINE
 
 # Pieces of work per thread: a thread that loses its processor for a while leaves the rest to the others.
 PIECES = 4
+
+COUNTER = np.dtype(np.int64)
 
 # One call at a time has all threads, and what else is called meanwhile runs on its own: Numba's 'workqueue' layer
 # aborts the process when two Python threads enter it.
@@ -56,15 +58,20 @@ def spread(arrays, scratches, plan, counter, pieces, units):
     return said
 
 
-def launch(kernel, arrays, scratch, plan, units, macs):
-    """Run all units on as many threads as `macs` multiply-adds are worth; `scratch` elements of room for each."""
-    dtype = arrays[0].dtype
-    workers = min(threads.worth(macs), units)
-    if workers <= 1 or threads.in_forked_child() or not _all_threads.acquire(blocking=False):
-        return kernel.serial(arrays, room("scratch", scratch, dtype), plan, 0, units)
+def launch(stage, arrays, workspace):
+    """Run all units of a stage on as many threads as its multiply-adds are worth; what its kernel says."""
+    operands = tuple([arrays[name] for name in stage.arrays])
+    dtype = operands[0].dtype
+    workers = min(threads.worth(stage.macs), stage.units)
+    if workers <= 1 or not _all_threads.acquire(blocking=False):
+        scratch = workspace.room("scratch", stage.scratch, dtype)
+        return stage.kernel.serial(operands, scratch, stage.numbers, 0, stage.units)
     try:
-        scratches = room("scratch", workers * scratch, dtype).reshape(workers, scratch)
-        pieces = min(units, PIECES * workers)
-        return kernel.spread(arrays, scratches, plan, np.zeros(1, np.int64), pieces, units)
+        size = -(-stage.scratch // LINE) * LINE  # threads do not share a line
+        scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
+        counter = workspace.room("counter", 1, COUNTER)
+        counter[0] = 0
+        pieces = min(stage.units, PIECES * workers)
+        return stage.kernel.spread(operands, scratches, stage.numbers, counter, pieces, stage.units)
     finally:
         _all_threads.release()

@@ -1,4 +1,4 @@
-"""Buffers that calls of the same thread use one after the other, so that no call waits for fresh pages."""
+"""Buffers that calls use one after the other, so that none waits for fresh pages."""
 
 import threading
 
@@ -10,18 +10,43 @@ KEPT_BYTES = 64 << 20
 
 LINE = 64
 
-_own = threading.local()
+
+class Workspace:
+    """Buffers by name, for one call at a time; those of more than `kept_bytes`, if there is a limit, are not kept."""
+
+    def __init__(self, kept_bytes):
+        self.kept_bytes, self.kept = kept_bytes, {}
+
+    def room(self, name, size, dtype):
+        """An uninitialised flat array of `size` elements, valid until the same name is asked for again."""
+        key = name, size, dtype
+        if (array := self.kept.get(key)) is not None:
+            return array
+        size_bytes = size * dtype.itemsize
+        if self.kept_bytes is not None and size_bytes > self.kept_bytes:
+            return aligned(size_bytes).view(dtype)
+        whole = self.kept.get(name)
+        if whole is None or whole.size < size_bytes:
+            # views of a smaller buffer would keep it alive
+            self.kept = {other: array for other, array in self.kept.items() if name not in (other, other[0])}
+            whole = self.kept[name] = aligned(size_bytes)
+        array = self.kept[key] = whole[:size_bytes].view(dtype)
+        return array
 
 
-def room(name, size, dtype):
-    """An uninitialised flat array of `size` elements, valid until this thread asks for the same name again."""
-    size_bytes = size * dtype.itemsize
-    if size_bytes > KEPT_BYTES:
-        return aligned(size_bytes).view(dtype)
-    kept = _own.__dict__.get(name)
-    if kept is None or kept.size < size_bytes:
-        kept = _own.__dict__[name] = aligned(size_bytes)
-    return kept[:size_bytes].view(dtype)
+class _Own(threading.local):
+    """One workspace for every thread."""
+
+    def __init__(self):
+        self.workspace = Workspace(KEPT_BYTES)
+
+
+_own = _Own()
+
+
+def own():
+    """The workspace of the calling thread."""
+    return _own.workspace
 
 
 def aligned(size_bytes):

@@ -1,0 +1,57 @@
+"""A forward or adjoint call whose weights are fixed: what depends on them alone is done once."""
+
+import numpy as np
+
+from loopconv.loops import driver as textbook
+from loopconv.loops import executions
+from loopconv.tiled.driver import preferred, run, sum_plan, zeros
+from loopconv.tiled.workspace import Workspace, aligned
+
+
+class Prepared:
+    """``run(source, out)`` for weights and a bias of one dtype; several threads may call it at once."""
+
+    def __init__(self, contraction, geometry, w, bias, algorithm):
+        self.contraction, self.geometry, self.w = contraction, geometry, w
+        self.algorithm = algorithm or preferred(contraction, geometry, w.dtype)
+        channels = geometry.k if contraction == "forward" else geometry.c
+        self.bias = zeros(channels, w.dtype) if bias is None else bias
+        self.plan = sum_plan(contraction, geometry, w.dtype, self.algorithm)
+        # each call that is under way has a workspace of its own
+        self.idle = [Workspace(kept_bytes=None)]
+        self.kept = {"w": w.reshape(-1), "bias": self.bias}
+        self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
+        self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0])
+        self.direct = None
+
+    def run(self, source, out):
+        """out = the contraction of source."""
+        if not self.geometry.macs:
+            out[...] = textbook.per_channel(self.bias, out.ndim)
+        elif not self.is_finite:
+            x, y = (source, out) if self.contraction == "forward" else (out, source)
+            textbook.adjoint(executions.numba("adjoint"), self.geometry, x, self.w, y, self.bias)
+        elif not self._run(source, out):
+            # Winograd's results are not finite: the direct kernel has to say which ones really are not
+            if self.direct is None:
+                self.direct = Prepared(self.contraction, self.geometry, self.w, self.bias, "direct")
+            self.direct.run(source, out)
+
+    def _run(self, source, out):
+        try:
+            workspace = self.idle.pop()
+        except IndexError:
+            workspace = Workspace(kept_bytes=None)
+        try:
+            arrays = {**self.kept, "source": source.reshape(-1), "out": out.reshape(-1)}
+            return run(self.plan.call, arrays, self.plan.rooms, workspace)
+        finally:
+            self.idle.append(workspace)
+
+    @property
+    def nbytes(self):
+        """Bytes of weights and buffers."""
+        workspaces = sum(
+            array.nbytes for workspace in self.idle for array in workspace.kept.values() if array.dtype == np.uint8
+        )
+        return workspaces + sum(array.nbytes for array in self.kept.values())
