@@ -13,16 +13,21 @@ class Prepared:
 
     def __init__(self, contraction, geometry, w, bias, algorithm):
         self.contraction, self.geometry, self.w = contraction, geometry, w
-        self.algorithm = algorithm or preferred(contraction, geometry, w.dtype)
         channels = geometry.k if contraction == "forward" else geometry.c
         self.bias = zeros(channels, w.dtype) if bias is None else bias
-        self.plan = sum_plan(contraction, geometry, w.dtype, self.algorithm)
+        self.algorithm, self.direct, self.idle, self.kept = algorithm or "direct", None, [], {}
+        if geometry.macs:
+            self._prepare(algorithm or preferred(contraction, geometry, w.dtype))
+
+    def _prepare(self, algorithm):
+        contraction, geometry, w = self.contraction, self.geometry, self.w
+        self.algorithm = algorithm
+        self.plan = sum_plan(contraction, geometry, w.dtype, algorithm)
         # each call that is under way has a workspace of its own
         self.idle = [Workspace(kept_bytes=None)]
         self.kept = {"w": w.reshape(-1), "bias": self.bias}
         self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
         self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0])
-        self.direct = None
 
     def run(self, source, out):
         """out = the contraction of source."""
