@@ -11,8 +11,8 @@ def make_direct(lanes, rows, cols, paneled):
     width = cols * lanes
 
     def direct(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, result phase, part of the tiles of
-        pixels, share of the blocks of result channels).
+        """Compute the units of work first .. last-1; a unit is (image, group, fan of F result phases, part
+        of the tiles of pixels, share of the blocks of result channels).
 
         `arrays` are the buffer, the packed weights, the result and the bias; panels.py has the tables in `plan`.
         """
@@ -20,70 +20,76 @@ def make_direct(lanes, rows, cols, paneled):
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_step, phases, parts, shares = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
         part_tiles, part_step, copies_step, panels, panel = plan[13], plan[14], plan[15], plan[16], plan[17]
-        phase_table, part_table, copy_table, run_table, offset_table = plan[18], plan[19], plan[20], plan[21], plan[22]
+        F, phase_table, part_table, copy_table, run_table, offset_table = (
+            plan[18], plan[19], plan[20], plan[21], plan[22], plan[23],
+        )  # fmt: skip
         row_blocks = (M + rows - 1) // rows
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
-            phase = unit // (shares * parts) % phases
-            g, n = unit // (shares * parts * phases) % G, unit // (shares * parts * phases * G)
-            at = phase_table + phase * 7
-            t0, t1, tiles, positions, last_base, first_copy, copies = (
-                plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5], plan[at + 6],
-            )  # fmt: skip
-            # where in the panel, or from the first channel on, the factor of each channel and tap is
-            offset = pointer(plan, offset_table + t0 * chunk)
+            fan = unit // (shares * parts) % (phases // F)
+            g, n = unit // (shares * parts * (phases // F)) % G, unit // (shares * parts * (phases // F) * G)
+            at = phase_table + fan * F * 7
+            tiles, positions = plan[at + 2], plan[at + 3]
             tile0, tile1 = part * part_tiles, min((part + 1) * part_tiles, tiles)
             if tile0 >= tile1:
                 continue
             r0, r1 = row_blocks * share // shares, row_blocks * (share + 1) // shares
             begin, end = tile0 * width, min(tile1 * width, positions)
             pitch = (tile1 - tile0) * width
-            first_run = run_table + plan[part_table + phase * parts + part] * 3
+            size = (r1 - r0) * rows * pitch
+            first_run = run_table + plan[part_table + fan * F * parts + part] * 3
             # results that are one run of the output need not go through the scratch
             whole = out_step == 1 and plan[first_run] <= begin
             whole = whole and begin + pitch <= plan[first_run] + plan[first_run + 1]
             dense = plan[first_run + 2] + begin - plan[first_run]
-            for c0 in range(0, C, chunk):
-                c1 = min(c0 + chunk, C)
-                base = ((n * G + g) * C + c0) * channel + min(part * part_step, last_base)
-                if paneled:
-                    from_, to = base, panels
-                    for _ in range(c0, c1):
-                        copy = copy_table + 2 * (first_copy + part * copies_step)
-                        for _ in range(copies):
-                            vector = tile_load(buffer, from_ + plan[copy], 0, 0, lanes, 1, 1)
-                            tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
-                            prefetch(buffer, from_ + plan[copy] + part_step)
-                            copy += 2
-                        from_ += channel
-                        to += depth
-                for tile in range(tile0, tile1):
-                    for r in range(r0, r1):
-                        # the sum over channels and taps, in the order that w has them
-                        sums = (r - r0) * rows * pitch + tile * width - begin
-                        if c0 == 0:
-                            acc = tile_zeros(buffer, lanes, rows, cols)
-                        else:
-                            acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
-                        i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
-                        steps = (c1 - c0) * (t1 - t0)
-                        if paneled:
-                            b = panels + (tile - tile0) * panel
-                            for step in range(steps):
-                                acc = tile_outer(acc, w, i, 1, scratch, b + offset[step])
-                                i += rows
-                        else:
-                            b = base + tile * width - begin
-                            for step in range(steps):
-                                acc = tile_outer(acc, w, i, 1, buffer, b + offset[step])
-                                i += rows
-                        m = g * M + r * rows
-                        if whole and c1 == C and (r + 1) * rows <= M:
-                            to = n * out_image + m * out_channel + dense + tile * width - begin
-                            tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
-                        else:
-                            tile_store(acc, scratch, sums, pitch, lanes)
-            # the results run by run, without the gaps
+            for f in range(F):
+                at = phase_table + (fan * F + f) * 7
+                t0, t1, last_base, first_copy, copies = (
+                    plan[at], plan[at + 1], plan[at + 4], plan[at + 5], plan[at + 6],
+                )  # fmt: skip
+                # where in the panel, or from the first channel on, the factor of each channel and tap is
+                offset = pointer(plan, offset_table + t0 * chunk)
+                for c0 in range(0, C, chunk):
+                    c1 = min(c0 + chunk, C)
+                    base = ((n * G + g) * C + c0) * channel + min(part * part_step, last_base)
+                    if paneled:
+                        from_, to = base, panels
+                        for _ in range(c0, c1):
+                            copy = copy_table + 2 * (first_copy + part * copies_step)
+                            for _ in range(copies):
+                                vector = tile_load(buffer, from_ + plan[copy], 0, 0, lanes, 1, 1)
+                                tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
+                                prefetch(buffer, from_ + plan[copy] + part_step)
+                                copy += 2
+                            from_ += channel
+                            to += depth
+                    for tile in range(tile0, tile1):
+                        for r in range(r0, r1):
+                            # the sum over channels and taps, in the order that w has them
+                            sums = f * size + (r - r0) * rows * pitch + tile * width - begin
+                            if c0 == 0:
+                                acc = tile_zeros(buffer, lanes, rows, cols)
+                            else:
+                                acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
+                            i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
+                            steps = (c1 - c0) * (t1 - t0)
+                            if paneled:
+                                b = panels + (tile - tile0) * panel
+                                for step in range(steps):
+                                    acc = tile_outer(acc, w, i, 1, scratch, b + offset[step])
+                                    i += rows
+                            else:
+                                b = base + tile * width - begin
+                                for step in range(steps):
+                                    acc = tile_outer(acc, w, i, 1, buffer, b + offset[step])
+                                    i += rows
+                            m = g * M + r * rows
+                            if whole and c1 == C and (r + 1) * rows <= M:
+                                to = n * out_image + m * out_channel + dense + tile * width - begin
+                                tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
+                            else:
+                                tile_store(acc, scratch, sums, pitch, lanes)
+            # the results run by run, without the gaps; those of F phases lie side by side
             for row in range(r0 * rows, min(r1 * rows, M)):
                 if whole and (row // rows + 1) * rows <= M:
                     continue
@@ -97,9 +103,14 @@ def make_direct(lanes, rows, cols, paneled):
                     if out_step == 1:
                         for i in range(stop - start):
                             target[i] = numbers[i] + add
+                    elif F == 2:  # a number known to the compiler
+                        for i in range(stop - start):
+                            target[2 * i] = numbers[i] + add
+                            target[2 * i + 1] = numbers[size + i] + add
                     else:
                         for i in range(stop - start):
-                            target[i * out_step] = numbers[i] + add
+                            for f in range(F):
+                                target[i * out_step + f] = numbers[f * size + i] + add
                     run += 3
         return 0
 

@@ -139,7 +139,7 @@ def forward_layout(p):
 def adjoint_layout(p):
     """Layout of y for x = C.T y: y as it is, all phases of x."""
     phases = [
-        [_adjoint_phase(*axis, phase) for phase in range(axis[2])]
+        sorted(_adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their first pixels
         for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
     ]
     axes = [
@@ -189,6 +189,17 @@ def _axis(length, pixels, reads):
     before = max([0, *(-shift for shift, n in reads if n)])
     after = max([0, *(shift + n - length for shift, n in reads if n)])
     return Axis(length, before, after, max(length + max(before, after), pixels, 1))
+
+
+def fan(layout):
+    """How many phases of the result lie side by side, each pixel of one beside a pixel of the others."""
+    step, phases = layout.step[2], layout.results
+    if step == 1 or len(phases) % step:
+        return 1
+    fans = phases.reshape(-1, step, phases.shape[1])
+    are_equal = (fans[:, :, 2:5] == fans[:, :1, 2:5]).all() and (fans[:, :, 6] == fans[:, :1, 6]).all()
+    side_by_side = (fans[:, :, 5] == fans[:, :1, 5] + np.arange(step)).all()
+    return step if are_equal and side_by_side else 1
 
 
 def is_in_place(layout, sizes):

@@ -12,7 +12,7 @@ from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.launch import compiled
-from loopconv.tiled.layout import adjoint_layout, dense_layout, forward_layout, is_in_place, problem
+from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, problem
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
@@ -118,14 +118,15 @@ def direct_plan(t):
         tiling = panels.gathered(layout, width, part, n, room, t.C)
     else:
         tiling = panels.flattened(layout, width, part, n, in_place, paneled, room, t.C)
-    blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases)
+    F = fan(layout)
+    blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases) // F
     parts = -(-max([1, *(phase.tiles for phase in tiling.phases)]) // part)
-    fitting = max(1, SUMS_BYTES // (rows * part * width * dtype.itemsize))
+    fitting = max(1, SUMS_BYTES // (F * rows * part * width * dtype.itemsize))
     shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
-    sums = -(-blocks // shares) * rows * part * width
+    sums = F * -(-blocks // shares) * rows * part * width
     numbers = _tables(
         [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth, p.G * t.M * t.result.steps[0],
-         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part, tiling.step, tiling.copies_step, sums, tiling.panel],
+         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part, tiling.step, tiling.copies_step, sums, tiling.panel, F],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, rows, cols, paneled)
