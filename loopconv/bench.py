@@ -1,7 +1,7 @@
-"""`python -m loopconv bench`: the public functions against PyTorch, onnxruntime and OpenVINO, layer by layer.
+"""`python -m loopconv bench`: the public functions, or plans, against PyTorch and other peers, layer by layer.
 
 Ours and the peers are verified against the reference, then timed in turn within one run, so that whatever
-else the machine does meets all of them. Peers are imported here, when they are asked for, and nowhere else.
+else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -26,15 +27,21 @@ import numpy as np
 import loopconv
 from loopconv import cli
 from loopconv.cases import Case
+from loopconv.peers import (
+    CONTRACTION,
+    DEFAULT_PEERS,
+    FORWARD_ONLY,
+    MODULES,
+    OPS,
+    PEERS,
+    SPREADING,
+    input_and_grad,
+)
 
 LAYERS = Path(__file__).parents[1] / "benchmarks" / "layers.csv"
-OPS = ("forward", "input_grad", "weight_grad")
-# Which contraction each op of a layer is.
-CONTRACTION = {
-    "conv": dict(zip(OPS, ("forward", "adjoint", "weight"))),
-    "conv_transpose": dict(zip(OPS, ("adjoint", "forward", "weight"))),
-}
 DTYPE = np.dtype(np.float32)
+# The backend that plans are of.
+PLANNED = "tiled"
 
 # Each of ours and the peers is timed for about so many seconds, in so many rounds; a round repeats a short call.
 SECONDS, ROUNDS, ROUND_SECONDS = 0.5, (7, 25), 0.005
@@ -46,22 +53,22 @@ PEER_TOLERANCE = 10
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print and save what `arguments` ask for; 0, or 1 if one of our results is wrong."""
-    layers = _layers(arguments)
-    peers = _peers(arguments)
+    layers, ops, peers = _layers(arguments), _ops(arguments), _peers(arguments)
     if arguments.json and not arguments.json.parent.is_dir():
         arguments.error(f"--json must be a file in a directory that exists, got '{arguments.json}'")
     if arguments.threads:
         loopconv.set_num_threads(arguments.threads)
     threads = loopconv.get_num_threads()
-    cells = [(case, op) for case in layers.values() for op in arguments.ops or OPS]
+    cells = [(case, op) for case in layers.values() for op in ops]
+    make = planned if arguments.plan else partial(ours, backend=arguments.backend)
     before = limits(threads)
-    rows = [measure(case, op, arguments.backend, peers, threads) for case, op in _shown(cells)]
+    rows = [measure(case, op, make, peers, threads) for case, op in _shown(cells)]
     # what disturbs a measurement of the machine makes it slower
     most = {name: max(value, before[name]) for name, value in limits(threads).items()}
     rows = [row | judged(row, most) for row in rows]
-    machine = {**facts(arguments, peers), "threads": threads, **most}
+    machine = {**facts(arguments, ops, peers), "threads": threads, **most}
     print(f"{machine['cpu']['brand_raw']}, threads: {threads}; measured {machine['peak_gflops']:.0f} GFLOP/s "
-          f"and {machine['bandwidth_gbs']:.1f} GB/s\n")  # fmt: skip
+          f"and {machine['bandwidth_gbs']:.1f} GB/s{'; ours are plans' if arguments.plan else ''}\n")  # fmt: skip
     print(report(rows, list(peers)))
     if arguments.json:
         text = json.dumps({"machine_info": machine, "rows": rows}, indent=1, allow_nan=False)
@@ -125,10 +132,21 @@ def _layers(arguments):
         arguments.error(f"--layers {path.name}: {error}")
 
 
+def _ops(arguments):
+    """What to time of each layer."""
+    if not arguments.plan:
+        return arguments.ops or OPS
+    if others := [op for op in arguments.ops or () if op != "forward"]:
+        arguments.error(f"--plan times --ops forward alone, as there are no plans of gradients, got {others[0]!r}")
+    if arguments.backend not in (None, PLANNED):
+        arguments.error(f"--plan times --backend {PLANNED}, the one that has plans, got {arguments.backend!r}")
+    return ("forward",)
+
+
 def _peers(arguments):
     """The peers to compare with, by name; one that is missing is an error only where it was asked for."""
     found = {}
-    for name in PEERS if arguments.peers is None else arguments.peers:
+    for name in DEFAULT_PEERS if arguments.peers is None else arguments.peers:
         try:
             for module in MODULES[name]:
                 import_module(module)
@@ -142,7 +160,7 @@ def _peers(arguments):
     return found
 
 
-def facts(arguments, peers) -> dict[str, Any]:
+def facts(arguments, ops, peers) -> dict[str, Any]:
     """Machine, versions and command, under the names that pytest-benchmark gives them."""
     threads = f"--threads {arguments.threads} " if arguments.threads else ""
     layers = f"--layers {shlex.quote(arguments.layers.name)} " if arguments.layers else ""
@@ -154,8 +172,9 @@ def facts(arguments, peers) -> dict[str, Any]:
         "machine": platform.machine(),
         "python_version": platform.python_version(),
         "versions": {name: cli.version(name) for name in ("loopconv", "numpy", "numba", "llvmlite", *modules)},
-        "command": f"python -m loopconv bench {layers}{threads}{backend}--ops {','.join(arguments.ops or OPS)} "
-        f"--peers {','.join(peers) or 'none'}",
+        "plan": arguments.plan,
+        "command": f"python -m loopconv bench {layers}{threads}{backend}{'--plan ' * arguments.plan}"
+        f"--ops {','.join(ops)} --peers {','.join(peers) or 'none'}",
     }
 
 
@@ -174,11 +193,14 @@ DEPTH = 64
 
 def peak(steps: int = 20_000, rounds: int = 300) -> float:
     """FLOP/s of one core on the largest register tile of float32."""
-    tiles = import_module("loopconv.tiled.tiles")
+    tiles, workspace = import_module("loopconv.tiled.tiles"), import_module("loopconv.tiled.workspace")
     lanes = tiles.lanes(DTYPE)
     rows, cols = max(tiles.TILES[tiles.registers()], key=prod)
     kernel = _peak_kernel(lanes, rows, cols)
-    a, b, out = (np.ones(size, DTYPE) for size in (DEPTH * rows, DEPTH * cols * lanes, rows * cols * lanes))
+    sizes = DEPTH * rows, DEPTH * cols * lanes, rows * cols * lanes
+    # aligned, as vectors across two lines of the cache take longer to load
+    a, b, out = (workspace.aligned(size * DTYPE.itemsize).view(DTYPE) for size in sizes)
+    a[:], b[:] = 1, 1
     kernel(a, b, out, 1)  # compiles
     seconds = min(_seconds(lambda: kernel(a, b, out, steps // DEPTH)) for _ in range(rounds))
     return 2 * rows * cols * lanes * (steps // DEPTH * DEPTH) / seconds
@@ -209,86 +231,6 @@ def bandwidth(threads: int, size: int = 1 << 28, rounds: int = 7) -> float:
         return 2 * size / min(_seconds(copy) for _ in range(rounds))
 
 
-# -------------------------------------------------------------------------------------------- peers
-
-
-def _transposed(case):
-    return case.op == "conv_transpose"
-
-
-def _x_grad(case, arrays):
-    """(the input of the layer's call, the gradient of its output)."""
-    return (arrays["y"], arrays["x"]) if _transposed(case) else (arrays["x"], arrays["y"])
-
-
-def ours(case, op, arrays, backend) -> Callable[[], np.ndarray]:
-    """The public function of this op."""
-    (x, grad), w = _x_grad(case, arrays), arrays["w"]
-    function = getattr(loopconv, case.op if op == "forward" else f"{case.op}_{op}")
-    given = {"forward": (x, w), "input_grad": (grad, w, x.shape), "weight_grad": (grad, x, w.shape)}[op]
-    return lambda: function(*given, backend=backend, **case.settings)
-
-
-def torch_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
-    """torch.nn.functional, and for the gradients what autograd calls."""
-    torch = import_module("torch")
-    torch.set_num_threads(threads)
-    x, grad, w = (torch.from_numpy(array) for array in (*_x_grad(case, arrays), arrays["w"]))
-    if op == "forward":
-        function = getattr(torch.nn.functional, f"{case.op}{case.geometry.rank}d")
-        return lambda: function(x, w, **case.settings).numpy()
-    each = {name: [value] * case.geometry.rank for name, value in {"output_padding": 0, **case.settings}.items()}
-    result = OPS.index(op) - 1
-    given = (grad, x, w, None, each["stride"], each["padding"], each["dilation"], _transposed(case),
-             each["output_padding"], case.settings["groups"], [result == 0, result == 1, False])  # fmt: skip
-    return lambda: torch.ops.aten.convolution_backward(*given)[result].numpy()
-
-
-def onnxruntime_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
-    """A session of one node; it packs the weights when it is made."""
-    onnxruntime, x = import_module("onnxruntime"), _x_grad(case, arrays)[0]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
-    model = onnx_model(case, op, arrays)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": x})[0]
-
-
-def openvino_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
-    """A compiled model of one node, in float32; it packs the weights when it is made."""
-    core, x = import_module("openvino").Core(), _x_grad(case, arrays)[0]
-    config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-              "INFERENCE_PRECISION_HINT": "f32"}  # fmt: skip
-    request = core.compile_model(core.read_model(onnx_model(case, op, arrays)), "CPU", config).create_infer_request()
-    return lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)[0]
-
-
-def onnx_model(case, op, arrays) -> bytes:
-    """One Conv or ConvTranspose node whose weights are constants."""
-    if op != "forward":
-        raise ValueError("forward only")
-    onnx = import_module("onnx")
-    x, y = _x_grad(case, arrays)
-    each = {name: [value] * case.geometry.rank for name, value in case.settings.items()}
-    attributes = {
-        "strides": each["stride"], "pads": 2 * each["padding"], "dilations": each["dilation"],
-        "group": case.settings["groups"], "kernel_shape": case.geometry.kernel,
-        **({"output_padding": each["output_padding"]} if _transposed(case) else {}),
-    }  # fmt: skip
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    node = helper.make_node("ConvTranspose" if _transposed(case) else "Conv", ["x", "w"], ["y"], **attributes)
-    inputs, outputs = ([helper.make_tensor_value_info(n, kind, a.shape)] for n, a in (("x", x), ("y", y)))
-    graph = helper.make_graph([node], "layer", inputs, outputs, [onnx.numpy_helper.from_array(arrays["w"], "w")])
-    opset = helper.make_opsetid("", 17)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
-
-
-PEERS = {"torch": torch_peer, "onnxruntime": onnxruntime_peer, "openvino": openvino_peer}
-MODULES = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "onnx")}
-
-
 # ------------------------------------------------------------------------------------- measurement
 
 
@@ -299,16 +241,34 @@ class Candidate(NamedTuple):
     note: str = ""
 
 
-def measure(case, op, backend, peers, threads) -> dict[str, Any]:
-    """Verify and time ours and every peer on one op of one layer."""
+def ours(case, op, arrays, backend) -> Callable[[], np.ndarray]:
+    """The public function of this op."""
+    (x, grad), w = input_and_grad(case, arrays), arrays["w"]
+    function = getattr(loopconv, case.op if op == "forward" else f"{case.op}_{op}")
+    given = {"forward": (x, w), "input_grad": (grad, w, x.shape), "weight_grad": (grad, x, w.shape)}[op]
+    return lambda: function(*given, backend=backend, **case.settings)
+
+
+def planned(case, op, arrays) -> Callable[[], np.ndarray]:
+    """A plan for this layer, and where it puts its results, both made once."""
+    x, grad = input_and_grad(case, arrays)
+    plan = getattr(loopconv, f"plan_{case.op}")(arrays["w"], input_shape=x.shape, **case.settings)
+    out = np.full_like(grad, np.nan)
+    return lambda: plan(x, out)
+
+
+def measure(case, op, make, peers, threads) -> dict[str, Any]:
+    """Verify and time ours, which is `make(case, op, arrays)`, and every peer on one op of one layer."""
     g = case.geometry
     arrays = cli.random_arrays(g, DTYPE)
     contraction = CONTRACTION[case.op][op]
-    expected = cli.expectation(g, contraction, arrays)
-    problem = cli.Problem(case.name, g, arrays, *expected)
-    candidates = {"ours": verified(lambda: ours(case, op, arrays, backend), problem, 1)}
+    problem = cli.Problem(case.name, g, arrays, *cli.expectation(g, contraction, arrays))
+    even = problem._replace(allowed=np.broadcast_to(np.max(problem.allowed, initial=0), problem.allowed.shape))
+    candidates = {"ours": verified(lambda: make(case, op, arrays), problem, 1)}
     for name, peer in peers.items():
-        candidates[name] = verified(lambda peer=peer: peer(case, op, arrays, threads), problem, PEER_TOLERANCE)
+        candidates[name] = verified(
+            lambda peer=peer: peer(case, op, arrays, threads), even if name in SPREADING else problem, PEER_TOLERANCE
+        )
     seconds = interleaved({name: c.call for name, c in candidates.items() if c.call}, PAUSE if threads > 1 else 0)
     others = {name: seconds[name] for name in peers if name in seconds}
     return {
@@ -335,19 +295,28 @@ def verified(make, problem, factor) -> Candidate:
 
 
 def interleaved(calls, pause) -> dict[str, float]:
-    """Median seconds of each call, all of them timed in turn, round after round."""
-    once = {name: min(_seconds(call) for _ in range(2)) for name, call in calls.items()}
+    """Median seconds of each call, all of them timed in turn, round after round; those of slow ones once."""
+    once = {name: _once(call) for name, call in calls.items()}
     repeats = {name: max(1, int(ROUND_SECONDS / seconds)) for name, seconds in once.items()}
-    longest = max((seconds * repeats[name] for name, seconds in once.items()), default=1.0)
-    rounds = int(np.clip(SECONDS / longest, *ROUNDS)) if longest < SECONDS else 1
+    slow = {name for name, seconds in once.items() if seconds >= SECONDS}
+    longest = max((once[name] * repeats[name] for name in calls if name not in slow), default=SECONDS)
+    rounds = int(np.clip(SECONDS / longest, *ROUNDS))
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, call in calls.items():
+            if number and name in slow:
+                continue
             sleep(pause)
             if once[name] < 4 * ROUND_SECONDS:
                 call()  # wakes its threads and fills the caches
             samples[name].append(_seconds(call, repeats[name]))
     return {name: median(values) for name, values in samples.items()}
+
+
+def _once(call):
+    """About the seconds of one call."""
+    first = _seconds(call)
+    return first if first >= SECONDS else min(first, _seconds(call))
 
 
 def _seconds(call, repeats=1):
@@ -399,7 +368,7 @@ def report(rows, peers) -> str:
     lines = [_line(row, peers) for row in rows]
     parts = [cli.table(header, lines, f"<<>>><{'>' * len(peers)}<>")]
     notes = [f"{row['layer']} {row['op']}: ours {row['wrong']}" for row in rows if row["wrong"]]
-    unexpected = [(row, *note) for row in rows for note in row["notes"].items() if note[1] != "forward only"]
+    unexpected = [(row, *note) for row in rows for note in row["notes"].items() if note[1] != FORWARD_ONLY]
     notes += [f"{row['layer']} {row['op']}: {name} is not timed: {why}" for row, name, why in unexpected]
     if notes:
         parts.append("\n".join(notes))

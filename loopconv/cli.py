@@ -69,13 +69,15 @@ def _parser():
 
 
 def _add_bench(commands):
-    bench = commands.add_parser("bench", help="the public functions against PyTorch, onnxruntime and OpenVINO")
+    bench = commands.add_parser("bench", help="the public functions, or plans, against PyTorch and other peers")
     bench.add_argument("--layers", type=Path, metavar="CSV", help="by default benchmarks/layers.csv of this checkout")
     bench.add_argument("--ops", type=_ops, metavar="NAMES", help="of forward,input_grad,weight_grad; by default all")
     bench.add_argument("--threads", type=_positive, metavar="N", help="of ours and of the peers; by default all")
     bench.add_argument("--peers", type=_peers, metavar="NAMES",
-                       help="of torch,onnxruntime,openvino, or none; by default those installed")  # fmt: skip
+                       help="of torch,onnxruntime,openvino,scipy,im2col, or none; by default the first three, "
+                            "where installed")  # fmt: skip
     bench.add_argument("--backend", choices=list(by_backend()), metavar="NAME", help="ours; by default the fastest")
+    bench.add_argument("--plan", action="store_true", help="ours are plans, made once: forward only")
     bench.add_argument("--json", type=Path, metavar="FILE", help="what benchmarks/report.py reads")
     bench.set_defaults(run=_bench, error=bench.error)
 

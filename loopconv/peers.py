@@ -13,6 +13,8 @@ from math import prod
 
 import numpy as np
 
+from loopconv.geometry import extents
+
 OPS = ("forward", "input_grad", "weight_grad")
 # Which contraction each op of a layer is.
 CONTRACTION = {
@@ -118,8 +120,8 @@ def scipy_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
     # of one input channel, with all output channels of its group: spectra, their product and its transform
     _refuse(op, 4 * x.itemsize * g.batch * result.shape[1] // g.groups * prod(g.span))
     fftconvolve, set_workers = import_module("scipy.signal").fftconvolve, import_module("scipy.fft").set_workers
-    run = _scipy_transposed if is_transposed(case) else _scipy_conv
-    w = _spread(arrays["w"], g.dilation)
+    run, kernels = (_scipy_transposed, _swapped) if is_transposed(case) else (_scipy_conv, _flipped)
+    w = kernels(g, _spread(arrays["w"], g.dilation))
 
     def call():
         with set_workers(threads):
@@ -129,28 +131,36 @@ def scipy_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
 
 
 def _scipy_conv(g, x, w, fftconvolve):
-    flipped = w[(..., *(slice(None, None, -1),) * g.rank)]
-    return _channels(g, fitted(x, g.pad, g.span), flipped, partial(fftconvolve, mode="valid"))[_every(g.stride)]
+    return _summed(g, fitted(x, g.pad, g.span), w, partial(fftconvolve, mode="valid"))[_every(g.stride)]
 
 
 def _scipy_transposed(g, y, w, fftconvolve):
-    # (K, C / G, ..) as (C, K / G, ..): what is summed last
-    K, C, G = g.k // g.groups, g.c // g.groups, g.groups
-    w = w.reshape(G, K, C, *w.shape[2:]).swapaxes(1, 2).reshape(G * C, K, *w.shape[2:])
-    full = _channels(g, _spread(y, g.stride), w, partial(fftconvolve, mode="full"))
-    return fitted(full, [-p for p in g.pad], g.input)
+    return fitted(_summed(g, _spread(y, g.stride), w, partial(fftconvolve, mode="full")), [-p for p in g.pad], g.input)
 
 
-def _channels(g, source, w, convolve):
-    """The sums over input channels of source (N, C, ..) for w (K, C / groups, ..), group by group."""
+def _flipped(g, w):
+    return w[_every([-1] * g.rank)]
+
+
+def _swapped(g, w):
+    """The weights (K, C / G, ...) as (C, K / G, ...): the result's channels come first."""
+    K, C = g.k // g.groups, g.c // g.groups
+    return w.reshape(g.groups, K, C, *w.shape[2:]).swapaxes(1, 2).reshape(g.c, K, *w.shape[2:])
+
+
+def _summed(g, source, w, convolve):
+    """The sums over input channels of `source` (N, C, ...) for w (K, C / G, ...), group by group."""
     axes = tuple(range(2, 2 + g.rank))
     inputs, outputs = w.shape[1], len(w) // g.groups
-    sums = []
+    result = []
     for group in range(g.groups):
         kernels = w[group * outputs : (group + 1) * outputs]
         channels = source[:, group * inputs : (group + 1) * inputs]
-        sums.append(sum(convolve(channels[:, c, None], kernels[None, :, c], axes=axes) for c in range(inputs)))
-    return np.concatenate(sums, axis=1)
+        total = convolve(channels[:, :1], kernels[None, :, 0], axes=axes)
+        for c in range(1, inputs):
+            total += convolve(channels[:, c, None], kernels[None, :, c], axes=axes)
+        result.append(total)
+    return np.concatenate(result, axis=1)
 
 
 def _every(steps):
@@ -170,7 +180,8 @@ def _spread(array, steps):
 def fitted(array, before, sizes) -> np.ndarray:
     """`array` with `before` zeros in front on each spatial axis, filled up or cut to `sizes`; negative ones cut."""
     after = [size - n - b for size, n, b in zip(sizes, array.shape[2:], before)]
-    padded = np.pad(array, [(0, 0), (0, 0), *((max(b, 0), max(a, 0)) for b, a in zip(before, after))])
+    widths = [(0, 0), (0, 0), *((max(b, 0), max(a, 0)) for b, a in zip(before, after))]
+    padded = np.pad(array, widths) if np.any(widths) else array
     return padded[(..., *(slice(max(-b, 0), max(-b, 0) + size) for b, size in zip(before, sizes)))]
 
 
@@ -229,11 +240,9 @@ def _groups(g):
 
 def _windows(g, padded):
     """View (N, C, *output, *kernel) of `padded`."""
-    steps = padded.strides
-    return np.lib.stride_tricks.as_strided(
-        padded, (*padded.shape[:2], *g.output, *g.kernel),
-        (*steps[:2], *(b * s for b, s in zip(steps[2:], g.stride)), *(b * d for b, d in zip(steps[2:], g.dilation))),
-    )  # fmt: skip
+    axes, sizes = tuple(range(2, 2 + g.rank)), extents(g.kernel, g.dilation)
+    view = np.lib.stride_tricks.sliding_window_view(padded, sizes, axes, writeable=padded.flags.writeable)
+    return view[_every((*g.stride, *g.dilation))]
 
 
 PEERS = {
@@ -247,3 +256,5 @@ MODULES = {
 }  # fmt: skip
 # The others are slow, and have to be asked for.
 DEFAULT_PEERS = ("torch", "onnxruntime", "openvino")
+# A Fourier transform spreads its rounding errors over all pixels, those that are sums of few products included.
+SPREADING = ("scipy",)

@@ -21,7 +21,7 @@ def make_depthwise(lanes, rows, cols):
         offset, weight = pointer(plan, tap_table), pointer(plan, weight_table)
         for unit in range(first, last):
             k = unit % channels
-            pack_channel(x, scratch, plan, source, unit, 0)
+            pack_channel(x, scratch, plan, source, unit, 0, lanes)
             for phase in range(phases):
                 at = phase_table + phase * 6
                 t0, t1, Z, P, Q, start = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]

@@ -128,4 +128,4 @@ def has_few_channels(geometry, dtype):
     """Whether dot products along rows cost less than outer products of channels that leave lanes empty."""
     p = problem(geometry)
     outer = min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0]
-    return dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)[0] < outer * prod(p.k)
+    return dots_tile(p.K, p.C, prod(p.k), p.y, dtype)[0] < outer * prod(p.k)

@@ -233,11 +233,11 @@ def _test_finite(t):
 
 
 def _pack_source(t, slack):
-    """(stage, rooms) for the buffer; the last tile reads `slack` elements past the last plane."""
+    """(stage, rooms) for the buffer; what reads past the last plane, up to `slack` elements, finds zeros."""
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
-    numbers = np.array(_source_table(t), np.int64)
-    kernel = compiled(packers.make_pack)
+    numbers = np.array([slack, *_source_table(t)], np.int64)
+    kernel = compiled(packers.make_pack, lanes(t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 
@@ -312,7 +312,7 @@ def dots_plan(geometry, dtype):
     p = problem(geometry)
     t = task(geometry, "forward", dtype)
     layout = t.layout
-    _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y[2], dtype)
+    _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y, dtype)
     pack, rooms, name = (), {}, "x"
     if not (is_in_place(layout, p.x) and geometry.batch == p.N):
         stage, rooms = _pack_source(t, 0)

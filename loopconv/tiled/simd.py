@@ -370,7 +370,9 @@ def tile_spill(typing, tile):
 
 
 def _address(context, builder, array_type, array, index):
-    """Pointer to array[index]; nothing is checked."""
+    """Pointer to array[index], of an array or a pointer; nothing is checked."""
+    if isinstance(array_type, types.CPointer):
+        return builder.gep(array, [index])
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
