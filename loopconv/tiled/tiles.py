@@ -9,13 +9,12 @@ import numpy as np
 from loopconv.tiled.panels import copies_of_a_part
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
-# accumulators, cols vectors and one broadcast. AVX-512, direct kernel on 64->64 3x3, 56x56, without panels, with a peak
-# of 115 GFLOP/s, padded work not counted: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order; (1, 8) is
-# bound by its loads. AVX2, 32->24 3x3, 56x56, while the peak was at about 55: (2, 4), (3, 3), (4, 3), (6, 2) and (12, 1)
-# at 35, 42, 48, 48 and 41 GFLOP/s.
+# accumulators, cols vectors and one broadcast. On 64->64 3x3, 56x56, AVX-512 with a peak of 115 GFLOP/s, before there
+# were panels: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order, padded work not counted; (1, 8) is bound by
+# its loads. On 64->48, 9 taps, AVX2 with a peak of 89: 52, 74, 79, 82, 79, 85 and 71; (12, 1), at 39, does not fit.
 TILES = {
     32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (24, 1)),
-    16: ((1, 6), (2, 4), (3, 3), (4, 3), (6, 2), (12, 1)),
+    16: ((1, 6), (2, 4), (3, 3), (4, 2), (4, 3), (6, 2), (8, 1)),
 }
 
 # What a tile's panel may take: about the first-level cache, which has 32 KiB or more. Half and twice as much make no
@@ -186,5 +185,5 @@ def _step(rows, cols):
     """One step of a tile: its multiply-adds or its loads, but no less than hides a multiply-add's latency."""
     if vector_bytes() == 64:
         return max(rows * cols, 2 * cols + rows / 2, 12) + 1
-    # measured on AVX2 with panels: 9.1 for (2, 3), 10.7 (2, 4), 11.0 (3, 3), 11.3 (4, 2), 13.6 (4, 3), 15.3 (6, 2)
-    return max(rows * cols, 1.75 * rows + 1.6 * cols) + 1.6
+    # measured on AVX2: 8.7 for (4, 2), 9.7 (2, 4), 10.1 (8, 1), 10.2 (3, 3), 10.4 (1, 6), 12.7 (6, 2), 13.6 (4, 3)
+    return max(rows * cols, rows + 1.6 * cols) + 0.8
