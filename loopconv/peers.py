@@ -182,7 +182,8 @@ def fitted(array, before, sizes) -> np.ndarray:
     after = [size - n - b for size, n, b in zip(sizes, array.shape[2:], before)]
     widths = [(0, 0), (0, 0), *((max(b, 0), max(a, 0)) for b, a in zip(before, after))]
     padded = np.pad(array, widths) if np.any(widths) else array
-    return padded[(..., *(slice(max(-b, 0), max(-b, 0) + size) for b, size in zip(before, sizes)))]
+    first = [max(-b, 0) for b in before]
+    return padded[(slice(None), slice(None), *(slice(a, a + size) for a, size in zip(first, sizes)))]
 
 
 # ------------------------------------------------------------------------------------- NumPy and BLAS
@@ -199,14 +200,14 @@ def im2col_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
 
 def _im2col_forward(g, x, w, y):
     result = np.empty_like(y).reshape(g.batch, g.k, prod(g.output))
-    for (cs, ks), columns in _columns(g, x):
+    for ks, columns in _columns(g, x):
         result[:, ks] = w[ks].reshape(g.k // g.groups, -1) @ columns
     return result.reshape(y.shape)
 
 
 def _im2col_weight(g, x, w, y):
     result = np.empty_like(w)
-    for (cs, ks), columns in _columns(g, x):
+    for ks, columns in _columns(g, x):
         rows = y[:, ks].reshape(g.batch, -1, prod(g.output))
         result[ks] = (rows @ columns.swapaxes(1, 2)).sum(0).reshape(w[ks].shape)
     return result
@@ -225,11 +226,11 @@ def _im2col_adjoint(g, x, w, y):
 
 
 def _columns(g, x):
-    """For each group its channels and its matrices (N, C / G * taps, pixels) of windows."""
+    """For each group its channels of y and its matrices (N, C / G * taps, pixels) of windows."""
     padded = fitted(x, g.pad, g.span)
     axes = (0, 1, *range(2 + g.rank, 2 + 2 * g.rank), *range(2, 2 + g.rank))
     for cs, ks in _groups(g):
-        yield (cs, ks), _windows(g, padded[:, cs]).transpose(axes).reshape(g.batch, -1, prod(g.output))
+        yield ks, _windows(g, padded[:, cs]).transpose(axes).reshape(g.batch, -1, prod(g.output))
 
 
 def _groups(g):
