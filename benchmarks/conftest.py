@@ -1,4 +1,4 @@
-"""What `pytest benchmarks` runs: the layers of layers.csv x contractions x the backends of the registry."""
+"""What `pytest benchmarks` runs: layers of layers.csv x contractions x backends of the registry and their algorithms."""
 
 import re
 import shlex
@@ -8,8 +8,9 @@ import pytest
 
 import loopconv
 from loopconv import registry
-from loopconv.bench import CONTRACTION, read_layers
+from loopconv.bench import read_layers
 from loopconv.cli import version
+from loopconv.peers import CONTRACTION
 
 
 def pytest_addoption(parser):
@@ -31,17 +32,25 @@ def pytest_generate_tests(metafunc):
     # Layers are outermost: the suite keeps the expected results of one at a time.
     options = metafunc.config.option
     runs = [
-        (name, contraction, backend)
+        (name, contraction, backend, algorithm)
         for name, layer in LAYERS.items()
         if re.match(options.layers, name)
         for contraction in registry.CONTRACTIONS
-        for backend in [
-            *(row.backend for row in registry.implementations() if row.contraction == contraction),
-            *["call"] * (CONTRACTION[layer.op]["forward"] == contraction),
-        ]
+        for backend, algorithm in ways(layer, contraction)
         if re.match(options.backends, backend)
     ]
-    metafunc.parametrize(("layer", "contraction", "backend"), runs)
+    ids = ["-".join(filter(None, run)) for run in runs]
+    metafunc.parametrize(("layer", "contraction", "backend", "algorithm"), runs, ids=ids)
+
+
+def ways(layer, contraction):
+    """Every (backend, algorithm) for one contraction of a layer; None is what the backend chooses itself."""
+    g, result = layer.geometry, []
+    for row in registry.implementations():
+        if row.contraction == contraction:
+            algorithms = () if row.missing() else row.algorithms(g)
+            result += [(row.backend, algorithm) for algorithm in (None, *algorithms)]
+    return result + [("call", None)] * (CONTRACTION[layer.op]["forward"] == contraction)
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

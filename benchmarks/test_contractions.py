@@ -1,10 +1,11 @@
 """Time every contraction of every layer on every backend, after checking its result against the reference.
 
-The backend 'call' is the public function, `conv` or `conv_transpose`, which chooses the backend itself.
+`pytest benchmarks -k tiled` compares the algorithms of that backend, and what it chooses when it is given none. The
+backend 'call' is the public function, `conv` or `conv_transpose`, which chooses the backend itself.
 """
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from loopconv import reference, registry
 
 # Above so many multiply-adds, a call on these backends takes seconds.
 MOST_MACS = {"python": 1_000_000}
+# As many times the error of the other algorithms may these make.
+ROUNDING = {"winograd4": 10}
 # Each timing has as many rounds as fit into so many seconds, within these limits.
 SECONDS, ROUNDS = 0.5, (3, 15)
 # A round of a short call repeats it for so many seconds.
@@ -54,7 +57,7 @@ def public_call(case):
     return lambda: function(x, arrays["w"], **case.settings)
 
 
-def backend_call(g, contraction, backend):
+def backend_call(g, contraction, backend, algorithm):
     """One implementation: a call without arguments, which returns its result. Skips where there is none."""
     (row,) = (r for r in registry.implementations() if (r.contraction, r.backend) == (contraction, backend))
     if reason := row.missing() or row.unsupported(g, np.float32):
@@ -62,19 +65,22 @@ def backend_call(g, contraction, backend):
     if g.macs > MOST_MACS.get(backend, g.macs):
         pytest.skip(f"{backend}: more than {MOST_MACS[backend]:,} multiply-adds")
     run, name = registry.loaded(row), RESULT[contraction]
-    arrays = {**operands(g), name: np.full(getattr(g, f"{name}_shape"), np.nan, np.float32)}
+    given = {**operands(g), name: np.full(getattr(g, f"{name}_shape"), np.nan, np.float32)}
+    if algorithm:
+        run = partial(run, algorithm=algorithm)
 
     def call():
-        run(g, **arrays)
-        return arrays[name]
+        run(g, **given)
+        return given[name]
 
     return call
 
 
-def test_contraction(case, contraction, backend, benchmark):
+def test_contraction(case, contraction, backend, algorithm, benchmark):
     g = case.geometry
-    call = public_call(case) if backend == "call" else backend_call(g, contraction, backend)
-    check(call(), *expected(g, contraction))  # Numba compiles here
+    call = public_call(case) if backend == "call" else backend_call(g, contraction, backend, algorithm)
+    value, allowed = expected(g, contraction)
+    check(call(), value, ROUNDING.get(algorithm, 1) * allowed)  # Numba compiles here
 
     start = time.perf_counter()
     call()

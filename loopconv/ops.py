@@ -164,7 +164,13 @@ def conv(
     g = geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _check_bias(bias, g.k)
     return _contract(
-        g, _CONV, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend,
+        g,
+        _CONV,
+        {"x": x, "w": w},
+        batched=_is_batched(x.shape, w.shape),
+        bias=bias,
+        out=out,
+        backend=backend,
         algorithm=algorithm,
     )
 
@@ -420,7 +426,13 @@ def conv_transpose(
     )  # fmt: skip
     _check_bias(bias, g.c)
     return _contract(
-        g, _TRANSPOSE, {"x": x, "w": w}, batched=_is_batched(x.shape, w.shape), bias=bias, out=out, backend=backend,
+        g,
+        _TRANSPOSE,
+        {"x": x, "w": w},
+        batched=_is_batched(x.shape, w.shape),
+        bias=bias,
+        out=out,
+        backend=backend,
         algorithm=algorithm,
     )
 
@@ -474,7 +486,9 @@ def conv_transpose_input_grad(
     )  # fmt: skip
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm)
+    return _contract(
+        g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm
+    )
 
 
 def conv_transpose_weight_grad(
@@ -529,7 +543,9 @@ def conv_transpose_weight_grad(
     )  # fmt: skip
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm)
+    return _contract(
+        g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm
+    )
 
 
 def conv_transpose_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Plans: convolutions with fixed weights, which are packed or transformed once."""
 
+# mypy: disable-error-code="union-attr"
+# (mypy does not follow `w, bias = arrays.accept(w=w, bias=bias)`, which makes ndarrays of array-likes)
+
 from __future__ import annotations
 
 from importlib import import_module

@@ -1,6 +1,32 @@
 """Forward and adjoint over flattened buffers: one kernel for every stride, dilation, rank and phase."""
 
+from numba.extending import register_jitable
+
 from loopconv.tiled.simd import pointer, prefetch, tile_add, tile_load, tile_outer, tile_store, tile_zeros
+
+
+@register_jitable
+def write_runs(scratch, sums, out, to, add, plan, run, begin, end, out_step, F, size):
+    """Write the results at the positions begin .. end-1, run by run, without the gaps.
+
+    They are at scratch[sums + position]; those of F phases, `size` apart, lie side by side in the output.
+    """
+    while plan[run] < end:
+        start, stop = max(plan[run], begin), min(plan[run] + plan[run + 1], end)
+        numbers = pointer(scratch, sums + start)
+        target = pointer(out, to + plan[run + 2] + (start - plan[run]) * out_step)
+        if out_step == 1:
+            for i in range(stop - start):
+                target[i] = numbers[i] + add
+        elif F == 2:  # a number known to the compiler
+            for i in range(stop - start):
+                target[2 * i] = numbers[i] + add
+                target[2 * i + 1] = numbers[size + i] + add
+        else:
+            for i in range(stop - start):
+                for f in range(F):
+                    target[i * out_step + f] = numbers[f * size + i] + add
+        run += 3
 
 
 def make_direct(lanes, rows, cols, paneled):
@@ -18,7 +44,8 @@ def make_direct(lanes, rows, cols, paneled):
         """
         buffer, w, out, bias = arrays
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-        out_image, out_channel, out_step, phases, parts, shares = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
+        out_image, out_channel, out_step = plan[7], plan[8], plan[9]
+        phases, parts, shares = plan[10], plan[11], plan[12]
         part_tiles, part_step, copies_step, panels, panel = plan[13], plan[14], plan[15], plan[16], plan[17]
         F, phase_table, part_table, copy_table, run_table, offset_table = (
             plan[18], plan[19], plan[20], plan[21], plan[22], plan[23],
@@ -89,29 +116,10 @@ def make_direct(lanes, rows, cols, paneled):
                                 tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
                             else:
                                 tile_store(acc, scratch, sums, pitch, lanes)
-            # the results run by run, without the gaps; those of F phases lie side by side
-            for row in range(r0 * rows, min(r1 * rows, M)):
-                if whole and (row // rows + 1) * rows <= M:
-                    continue
-                add = bias[g * M + row]
-                run = first_run
-                while plan[run] < end:
-                    start, stop = max(plan[run], begin), min(plan[run] + plan[run + 1], end)
-                    numbers = pointer(scratch, (row - r0 * rows) * pitch + start - begin)
-                    to = n * out_image + (g * M + row) * out_channel + plan[run + 2] + (start - plan[run]) * out_step
-                    target = pointer(out, to)
-                    if out_step == 1:
-                        for i in range(stop - start):
-                            target[i] = numbers[i] + add
-                    elif F == 2:  # a number known to the compiler
-                        for i in range(stop - start):
-                            target[2 * i] = numbers[i] + add
-                            target[2 * i + 1] = numbers[size + i] + add
-                    else:
-                        for i in range(stop - start):
-                            for f in range(F):
-                                target[i * out_step + f] = numbers[f * size + i] + add
-                    run += 3
+            for k in range(r0 * rows, min(r1 * rows, M)):
+                if not (whole and (k // rows + 1) * rows <= M):
+                    sums, to = (k - r0 * rows) * pitch - begin, n * out_image + (g * M + k) * out_channel
+                    write_runs(scratch, sums, out, to, bias[g * M + k], plan, first_run, begin, end, out_step, F, size)
         return 0
 
     return direct

@@ -63,10 +63,7 @@ def run(stages, arrays, rooms, workspace):
     """Run the stages one after the other, with room for more arrays; False as soon as one finds what is not finite."""
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    for stage in stages:
-        if launch(stage, arrays, workspace):
-            return False
-    return True
+    return not any(launch(stage, arrays, workspace) for stage in stages)
 
 
 @cache

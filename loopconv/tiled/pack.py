@@ -12,7 +12,8 @@ def pack_channel(x, buffer, plan, table, channel, target, lanes):
     channel's image on. plan[table:] are (channels per image, image step, three steps, three sizes, lengths of two
     axes, rows of a slice, pitch, origin, plane, phases), and then first pixel and step of each phase on three axes.
     """
-    channels, image, step, step1, step2 = plan[table], plan[table + 1], plan[table + 2], plan[table + 3], plan[table + 4]
+    channels, image = plan[table], plan[table + 1]
+    step, step1, step2 = plan[table + 2], plan[table + 3], plan[table + 4]
     D, H, W, lz, lp = plan[table + 5], plan[table + 6], plan[table + 7], plan[table + 8], plan[table + 9]
     rows, pitch, origin, plane, phases = (
         plan[table + 10], plan[table + 11], plan[table + 12], plan[table + 13], plan[table + 14],
@@ -36,13 +37,13 @@ def pack_channel(x, buffer, plan, table, channel, target, lanes):
                         for i in range(n):
                             place[start + i] = row[i]
                     else:
-                        i = 0
+                        whole = 0
                         if sq == 2:  # by vectors that end within the row
-                            while q0 + 2 * (i + lanes) <= W:
-                                every = tile_load_every(row, 2 * i, 0, 2, lanes, 1, 1)
-                                tile_store(every, place, start + i, 0, 0)
-                                i += lanes
-                        for i in range(i, n):
+                            while q0 + 2 * (whole + lanes) <= W:
+                                every = tile_load_every(row, 2 * whole, 0, 2, lanes, 1, 1)
+                                tile_store(every, place, start + whole, 0, 0)
+                                whole += lanes
+                        for i in range(whole, n):
                             place[start + i] = row[i * sq]
                     done = start + n
         for i in range(done, plane):

@@ -120,7 +120,7 @@ def gathered(layout, width, part, lanes, room, C):
 
 
 def _chunk(C, room, depth):
-    """Channels that are summed before the next ones' panels are made: as many as fit into `room`, about equally many."""
+    """Channels to sum before the next ones' panels are made: as many as fit into `room`, about equally many."""
     most = room // depth if depth else C
     return -(-C // -(-C // max(1, min(C, most))))
 

@@ -125,8 +125,9 @@ def direct_plan(t):
     shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
     numbers = _tables(
-        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth, p.G * t.M * t.result.steps[0],
-         t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part, tiling.step, tiling.copies_step, sums, tiling.panel, F],
+        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth,
+         p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
+         tiling.step, tiling.copies_step, sums, tiling.panel, F],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, rows, cols, paneled)

@@ -156,9 +156,7 @@ def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
 
         begin = _address(context, builder, b, b_, j_)
         shifts = _address(context, builder, offsets, offsets_, t_)
-        columns = [
-            load(builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(n)]))])) for n in range(tile.cols)
-        ]
+        columns = [load(builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(n)]))])) for n in range(tile.cols)]
         rows = _address(context, builder, a, a_, i_)
         for m in range(tile.rows):
             row = load(builder.gep(rows, [builder.mul(step_, _INT64(m))]))
@@ -405,7 +403,7 @@ def _fma(builder, a, b, c):
 
 
 def _deal(builder, vectors):
-    """n vectors that follow each other, n a power of two, as n others: every n-th element from the first, second ... on."""
+    """n vectors that follow each other, n a power of two, as n others: every n-th element, from each of the first n on."""
     if len(vectors) == 1:
         return vectors
     evens, odds = (

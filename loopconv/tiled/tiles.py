@@ -10,8 +10,8 @@ from loopconv.tiled.panels import copies_of_a_part
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
 # accumulators, cols vectors and one broadcast. On 64->64 3x3, 56x56, AVX-512 with a peak of 115 GFLOP/s, before there
-# were panels: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order, padded work not counted; (1, 8) is bound by
-# its loads. On 64->48, 9 taps, AVX2 with a peak of 89: 52, 74, 79, 82, 79, 85 and 71; (12, 1), at 39, does not fit.
+# were panels: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order, padded work not counted; (1, 8) is bound
+# by its loads. On 64->48, 9 taps, AVX2 with a peak of 89: 52, 74, 79, 82, 79, 85 and 71; (12, 1), at 39, does not fit.
 TILES = {
     32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (24, 1)),
     16: ((1, 6), (2, 4), (3, 3), (4, 2), (4, 3), (6, 2), (8, 1)),
@@ -144,8 +144,8 @@ def weight_tile(MA, MB, dtype):
     return cost(best), *best
 
 
-# What a step of dot products costs more where the pixels of a channel are not in the first-level cache: 68 against 32 ms
-# for outer products on 32->32 3x3x3, 32x32x32.
+# What a step of dot products costs more where the pixels of a channel are not in the first-level cache: 68 ms, against
+# 32 ms for outer products, on 32->32 3x3x3, 32x32x32.
 FAR_DOTS = 1.6
 
 
