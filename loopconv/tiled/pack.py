@@ -161,6 +161,13 @@ def make_pack_weights(rows):
             for block in range(first, last):
                 m0 = block % blocks * rows
                 here = min(rows, M - m0)
+                if T == 1 and here == rows:  # 1x1: the rows of a channel follow each other
+                    source = pointer(w, block // blocks * w_group + m0)
+                    target = pointer(packed, block * C * rows)
+                    for c in range(c0, c1):
+                        for m in range(rows):
+                            target[c * rows + m] = source[c * w_channel + m]
+                    continue
                 for c in range(c0, c1):
                     source = pointer(w, block // blocks * w_group + m0 * w_row + c * w_channel)
                     for t in range(T):

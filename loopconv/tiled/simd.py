@@ -403,7 +403,7 @@ def _fma(builder, a, b, c):
 
 
 def _deal(builder, vectors):
-    """n vectors that follow each other, n a power of two, as n others: every n-th element, from each of the first n on."""
+    """n vectors that follow each other, n a power of two, as n others: every n-th element from the m-th on, m < n."""
     if len(vectors) == 1:
         return vectors
     evens, odds = (
