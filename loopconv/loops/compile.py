@@ -30,13 +30,10 @@ def kernel(contraction, parallel):
     return jit(loops, parallel=parallel, fastmath=fastmath)
 
 
-def jit(function, *, parallel=False, fastmath=False, name=None, **names):
-    """Compile `function` without the GIL, cached on disk under a name that changes with our sources.
-
-    `names` are globals of the function; where they differ, `name` has to.
-    """
-    name = f"{name or function.__name__}_{'parallel' if parallel else 'serial'}_{source_hash()}"
-    namespace = {**function.__globals__, "prange": numba.prange if parallel else range, **names}
+def jit(function, *, parallel=False, fastmath=False):
+    """Compile `function` without the GIL, cached on disk under a name that changes with our sources."""
+    name = f"{function.__name__}_{'parallel' if parallel else 'serial'}_{source_hash()}"
+    namespace = {**function.__globals__, "prange": numba.prange if parallel else range}
     renamed = types.FunctionType(function.__code__, namespace, name, closure=function.__closure__)
     renamed.__qualname__, renamed.__module__ = name, function.__module__
     compiled = numba.njit(renamed, nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy")

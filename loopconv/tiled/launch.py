@@ -5,10 +5,12 @@ integers, and the units to do. They return a number, 0 if there is nothing to sa
 """
 
 import threading
-from functools import cache, cached_property
+from functools import cache
 
+import numba
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import intrinsic
 
 from loopconv import threads
 from loopconv.loops.compile import jit
@@ -26,16 +28,25 @@ _all_threads = threading.Lock()
 
 
 class Kernel:
-    """A kernel compiled for the calling thread and, where it is worth it, once more for several."""
+    """A compiled kernel: `serial` runs it on the calling thread, `address` is where its machine code is."""
 
     def __init__(self, function, name):
         self.name = name
         # 'contract' is for what is outside of tiles
         self.serial = jit(function, fastmath={"contract"})
+        self.addresses = {}
 
-    @cached_property
-    def spread(self):
-        return jit(spread, parallel=True, name=f"{self.name}_spread", kernel=self.serial)
+    def address(self, arrays, dtype):
+        """The address for so many arrays of `dtype`."""
+        key = arrays, dtype
+        if key not in self.addresses:
+            element = numba.from_dtype(dtype)
+            array, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
+            signature = (types.UniTuple(array, arrays), array, integers, types.int64, types.int64)
+            self.serial.compile(signature)
+            compiled = self.serial.overloads[signature]
+            self.addresses[key] = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        return self.addresses[key]
 
 
 @cache
@@ -45,17 +56,38 @@ def compiled(make, *sizes):
     return Kernel(function, "_".join([function.__name__, *map(str, sizes)]))
 
 
-def spread(arrays, scratches, plan, counter, pieces, units):
+@intrinsic
+def call(typing, address, arrays, scratch, plan, first, last):
+    """Call the kernel at `address`, of which no code is compiled again: linked in, it took 4 to 9 s."""
+    arguments = (arrays, scratch, plan, first, last)
+
+    def codegen(context, builder, signature, values):
+        kind = context.call_conv.get_function_type(types.int64, arguments)
+        kernel = builder.inttoptr(values[0], kind.as_pointer())
+        _, result = context.call_conv.call_function(builder, kernel, types.int64, arguments, values[1:])
+        return result
+
+    return types.int64(types.int64, *arguments), codegen
+
+
+def spread(address, arrays, scratches, plan, counter, pieces, units):
     """Pieces of the units on as many threads as there are scratches; a thread that is done takes the next piece."""
     said = 0
     for worker in prange(scratches.shape[0]):
         here = 0
         piece = next_number(counter)
         while piece < pieces:
-            here += kernel(arrays, scratches[worker], plan, units * piece // pieces, units * (piece + 1) // pieces)  # noqa: F821
+            first, last = units * piece // pieces, units * (piece + 1) // pieces
+            here += call(address, arrays, scratches[worker], plan, first, last)
             piece = next_number(counter)
         said += here
     return said
+
+
+@cache
+def compiled_spread():
+    """`spread` for several threads; compiled once for each number of arrays and dtype."""
+    return jit(spread, parallel=True)
 
 
 def launch(stage, arrays, workspace):
@@ -72,6 +104,7 @@ def launch(stage, arrays, workspace):
         counter = workspace.room("counter", 1, COUNTER)
         counter[0] = 0
         pieces = min(stage.units, PIECES * workers)
-        return stage.kernel.spread(operands, scratches, stage.numbers, counter, pieces, stage.units)
+        address = stage.kernel.address(len(operands), dtype)
+        return compiled_spread()(address, operands, scratches, stage.numbers, counter, pieces, stage.units)
     finally:
         _all_threads.release()
