@@ -4,7 +4,6 @@ All kernels are ``kernel(arrays, scratch, plan, first, last)``: arrays of one dt
 integers, and the units to do. They return a number, 0 if there is nothing to say.
 """
 
-import threading
 from functools import cache
 
 import numba
@@ -13,6 +12,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from loopconv import threads
+from loopconv.loops import executions
 from loopconv.loops.compile import jit
 from loopconv.tiled.simd import next_number
 from loopconv.tiled.workspace import LINE
@@ -22,9 +22,9 @@ PIECES = 4
 
 COUNTER = np.dtype(np.int64)
 
-# One call at a time has all threads, and what else is called meanwhile runs on its own: Numba's 'workqueue' layer
-# aborts the process when two Python threads enter it.
-_all_threads = threading.Lock()
+# One call at a time has all threads, be it of these kernels or of the textbook loops, and what else is called meanwhile
+# runs on its own: Numba's 'workqueue' layer aborts the process when two Python threads enter it.
+_all_threads = executions._one_at_a_time
 
 
 class Kernel:
