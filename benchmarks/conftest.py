@@ -1,4 +1,4 @@
-"""What `pytest benchmarks` runs: layers of layers.csv x contractions x backends of the registry and their algorithms."""
+"""What `pytest benchmarks` runs: layers of layers.csv x contractions x backends of the registry x algorithms."""
 
 import re
 import shlex
@@ -56,5 +56,8 @@ def ways(layer, contraction):
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["threads"] = loopconv.get_num_threads()
     machine_info["versions"] = {name: version(name) for name in ("loopconv", "numpy", "numba", "llvmlite")}
-    arguments = [text for text in config.invocation_params.args if not text.startswith("--benchmark-json")]
-    machine_info["command"] = shlex.join(["pytest", *arguments])
+    given = iter(config.invocation_params.args)
+    saved = "--benchmark-json"
+    # where the result goes is no part of what was measured; the file follows after = or as the next argument
+    kept = [text for text in given if not text.startswith(f"{saved}=") and not (text == saved and next(given))]
+    machine_info["command"] = shlex.join(["pytest", *kept])
