@@ -134,9 +134,10 @@ def _offsets(phases, taps, channel, chunk):
 def _tiling(phases, step, copies, parts, offsets, depth, chunk, panel, runs):
     """The tiling, where each phase has `parts` lists of copies."""
     count = max(map(len, copies), default=0)
-    padded = [places + places[-1:] * (count - len(places)) for places in copies]  # to do the last again is no harm
+    # to do the last again is no harm; where there is none, no tile asks for them
+    padded = [places + (places[-1:] or [(0, 0)]) * (count - len(places)) for places in copies]
     phases = [
-        Phase(*phase, number * parts * count, count if padded[number * parts : number * parts + 1] != [[]] else 0)
+        Phase(*phase, number * parts * count, count if copies[number * parts : number * parts + 1] != [[]] else 0)
         for number, phase in enumerate(phases)
     ]
     table = np.array([pair for places in padded for pair in places], np.int64).reshape(-1, 2)
