@@ -85,12 +85,17 @@ def algorithms(contraction, geometry):
 
 def is_depthwise(geometry):
     """Whether every group is one channel."""
-    return geometry.groups == geometry.c == geometry.k and geometry.macs > 0
+    return geometry.groups == geometry.c == geometry.k and has_pixels(geometry)
 
 
 def is_winograd(geometry):
     """Whether F(m x m, 3x3) takes the call."""
-    return has_winograd_kernel(geometry) and geometry.macs > 0
+    return has_winograd_kernel(geometry) and has_pixels(geometry)
+
+
+def has_pixels(geometry):
+    """Whether there is something to add up, and where to; padding alone may be read, and written to."""
+    return geometry.macs > 0 and 0 not in geometry.input
 
 
 @lru_cache(maxsize=256)
