@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from loopconv.ops import Ints, Padding
 
-WRT = (None, "input", "weight")
+# The two factors for every `wrt`, the one that is read in windows first.
+FACTORS = {None: ("x", "w"), "input": ("grad", "w"), "weight": ("x", "grad")}
 
 
 class EinsumSpec(NamedTuple):
@@ -131,7 +132,8 @@ def einsum_spec(
     grad_w cqs,kq->kcs x_windows grad
     grad_x kws,kcs->cw grad_windows w
     """
-    x, w, grad = _factors(wrt, x, w, grad)
+    given = _accepted(wrt, x, w, grad)
+    x, w = given["x"], given["w"]
     g = geometry_of(
         op, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,
         output_size=output_size, dilation=dilation, groups=groups,
@@ -139,50 +141,54 @@ def einsum_spec(
     if g.rank > 3:
         raise ValueError(f"w must have 1 to 3 spatial axes, for which there are letters, got shape {w.shape}")
     batched = x.ndim == w.ndim
-    _check_grad(grad, op, g, batched)
-    return _spec(op, wrt, g, batched, {"x": x, "w": w, "grad": grad})
+    _check_grad(given, op, g, batched)
+    return _spec(op, wrt, g, batched, given)
 
 
-def _factors(wrt, x, w, grad):
-    """The arrays, those that are factors in the dtype that is computed in; `grad` is None without a `wrt`."""
-    if not (wrt is None or isinstance(wrt, str)) or wrt not in WRT:
-        raise ValueError(f"wrt must be one of {', '.join(map(str, WRT))}, got {geometry.shown(wrt)}")
+def _accepted(wrt, x, w, grad):
+    """The arguments as arrays; 'grad' is among them where there is a `wrt`."""
+    if not (wrt is None or isinstance(wrt, str)) or wrt not in FACTORS:
+        raise ValueError(f"wrt must be one of {', '.join(map(str, FACTORS))}, got {geometry.shown(wrt)}")
     if (wrt is None) != (grad is None):
-        state = "left out with wrt=None, the forward call" if wrt is None else f"given with wrt={wrt!r}, got None"
-        raise ValueError(f"grad must be {state}")
-    x, w = arrays.accept(x=x, w=w)
-    if wrt is None:
-        _, compute = arrays.dtypes(x, w)
-        return x.astype(compute, copy=False), w.astype(compute, copy=False), None
-    (grad,) = arrays.accept(grad=grad)
-    _, compute = arrays.dtypes(grad, w if wrt == "input" else x)
-    return *(a if a.dtype == compute else a.astype(compute) for a in (x.conj(), w.conj())), grad.astype(compute)
+        wanted = "left out with wrt=None, the forward call" if wrt is None else f"given with wrt={wrt!r}, got None"
+        raise ValueError(f"grad must be {wanted}")
+    given = {"x": x, "w": w} if wrt is None else {"x": x, "w": w, "grad": grad}
+    return dict(zip(given, arrays.accept(**given)))
 
 
-def _check_grad(grad, op, g, batched):
+def _check_grad(given, op, g, batched):
     whole = g.y_shape if op == "conv" else g.x_shape
     expected = whole if batched else whole[1:]
-    if grad is not None and grad.shape != expected:
-        raise ValueError(f"grad must have the output's shape {expected}, got shape {grad.shape}")
+    if "grad" in given and given["grad"].shape != expected:
+        raise ValueError(f"grad must have the output's shape {expected}, got shape {given['grad'].shape}")
 
 
-def _spec(op, wrt, g, batched, factors):
+def _factors(wrt, given):
+    """The two factors in the dtype that is computed in, and conjugated beside a gradient."""
+    factors = {name: given[name] for name in FACTORS[wrt]}
+    _, compute = arrays.dtypes(*factors.values())
+    return {
+        name: np.asarray(array if wrt is None or name == "grad" else array.conj(), compute)
+        for name, array in factors.items()
+    }
+
+
+def _spec(op, wrt, g, batched, given):
     """The einsum: windows of one factor, times the other as it is."""
     n, G = "n" * batched, "g" * (g.groups > 1)
-    small, large, taps = ("zpq"[3 - g.rank :], "dhw"[3 - g.rank :], "trs"[3 - g.rank :])
+    large, small, taps = letters_of(g)
     axes = {"x": f"{n}{G}c{large}", "y": f"{n}{G}k{small}", "w": f"{G}kc{taps}"}  # of the trilinear form
     roles = {"x": "x", "w": "w", "grad": "y"} if op == "conv" else {"x": "y", "w": "w", "grad": "x"}
-    windowed = "grad" if wrt == "input" else "x"
-    other = "grad" if wrt == "weight" else "w"
+    windowed, other = FACTORS[wrt]
     swapped = {None: None, "input": "x", "weight": "w"}[wrt]
     result = roles[swapped or "grad"]
 
     shapes = {"x": g.x_shape, "y": g.y_shape, "w": g.w_shape}
-    split = {name: _split(factors[name], roles[name], g, batched) for name in (windowed, other)}
+    split = {name: _split(array, roles[name], g, batched) for name, array in _factors(wrt, given).items()}
     if roles[windowed] == "x":
-        view, letters, where = _gather(split[windowed], g), f"{n}{G}c{small}{taps}", _gather_text(g, small, taps)
+        view, letters, where = _gather(split[windowed], g), f"{n}{G}c{small}{taps}", gathered_at(g)
     else:
-        view, letters, where = _spread(split[windowed], g), f"{n}{G}k{large}{taps}", _spread_text(g, large, taps)
+        view, letters, where = _spread(split[windowed], g), f"{n}{G}k{large}{taps}", _spread_at(g)
     at = ", ".join((*letters[: -2 * g.rank], *where))
     return EinsumSpec(
         subscripts=f"{letters},{axes[roles[other]]}->{axes[result]}",
@@ -247,14 +253,26 @@ def _fitted(array, before, sizes):
     return np.pad(array, pads) if any(map(any, pads)) else array
 
 
-def _gather_text(g, pixels, taps):
+# ----------------------------------------------------------------------------------------- in letters
+
+
+def letters_of(g):
+    """(pixels of the large side, pixels of the small side, taps): a letter for every axis, as in the loops."""
+    return tuple(letters[3 - g.rank :] for letters in ("dhw", "zpq", "trs"))
+
+
+def gathered_at(g):
+    """For every axis where on the large side a pixel of the small side meets a tap: ``2*p + r - 1``."""
+    _, pixels, taps = letters_of(g)
     return [
         _signed(f"{_times(s, p)} + {_times(d, r)}", -lo)
         for s, p, d, r, lo in zip(g.stride, pixels, g.dilation, taps, g.pad)
     ]
 
 
-def _spread_text(g, pixels, taps):
+def _spread_at(g):
+    """For every axis which pixel of the small side a tap brings to one of the large side: ``(h + 1 - r)/2``."""
+    pixels, _, taps = letters_of(g)
     texts = [f"{_signed(h, lo)} - {_times(d, r)}" for h, lo, d, r in zip(pixels, g.pad, g.dilation, taps)]
     return [text if s == 1 else f"({text})/{s}" for text, s in zip(texts, g.stride)]
 

@@ -230,9 +230,9 @@ def solve_padding(
     -------
     PaddingSolution
         Named tuple ``(padding, output_padding)`` of no negative numbers: the least padding that is the same on
-        both sides, or, where none is, the least with the odd pixel at the end. `conv` takes `padding` alone;
-        `conv_transpose` with both leads from its output back to its input. (Where a `conv_transpose` is asked
-        for and `output_padding` is `stride` or more, no `conv` leads back.)
+        both sides of an axis, or, where an `output_padding` below `stride` allows none, the least with its odd
+        pixel at the end. `conv` takes `padding` alone, `conv_transpose` both, and the one leads back from the
+        output of the other (unless `output_padding` had to be `stride` or more, which no `conv` leads back from).
 
     Raises
     ------
