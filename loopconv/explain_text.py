@@ -192,7 +192,8 @@ def _ambiguity(setting, axis, sizes):
     if n not in sizes:
         return f"a conv makes {o} only of {_either(sizes)} pixels; y has {n}, as output_padding {rest} >= stride"
     if len(sizes) == 1:
-        return f"a conv makes {o} pixels of {n} and of no other number: nothing is ambiguous"
+        large, small = ("y", "x") if setting.scatters else ("x", "y")
+        return f"only {n} pixels of {large} give {o} of {small} in a conv: nothing is ambiguous"
     which = f"output_padding {_either(range(rest + sizes[0] - n, rest + sizes[-1] - n + 1))}"
     if setting.given["padding"] == "same":
         which = "output_size"
