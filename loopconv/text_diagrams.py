@@ -139,8 +139,8 @@ def _grids(setting, board):
     lines = []
     for p in down:
         blocks = [[f"{array}[k, {p}, {q}]", *_grid(g, board, p, q)] for q in across]
-        lines += ["  " + "".join(f"{part:<{width}}" for part in parts).rstrip() for parts in zip(*blocks)] + [""]
-    return [*_legend(_kernel(g.kernel), _meanings(setting, "".join(lines))), "", *lines, *_count_map(setting)]
+        lines += ["", *("  " + "".join(f"{part:<{width}}" for part in parts).rstrip() for parts in zip(*blocks))]
+    return [*_legend(_kernel(g.kernel), _meanings(setting, "".join(lines))), *lines, *_count_map(setting)]
 
 
 def _grid(g, board, p, q):
@@ -175,7 +175,7 @@ def _count_map(setting):
     if not counts.size:
         return []
     width = len(str(counts.max()))
-    lines = [f"  {_counts_of(setting).capitalize()}"]
+    lines = ["", f"  {_counts_of(setting).capitalize()}"]
     lines += ["  " + " ".join(f"{count:>{width}}" for count in row) for row in counts]
     return lines + _checkerboard(setting)
 
@@ -209,11 +209,11 @@ def _staircases(setting, board):
         (extent,) = geometry.extents(g.kernel[axis : axis + 1], g.dilation[axis : axis + 1])
         shown = board[axis][: ROOM // _cell(g, axis)]
         if extent > len(shown):
-            too_wide += [f"  Not drawn on {names}: the taps of one pixel cover {extent:,} pixels"]
+            too_wide += ["", f"  Not drawn on {names}: the taps of one pixel cover {extent:,} pixels"]
         else:
             lines += ["", *_staircase(setting, axis, names, shown, "  ..." * (len(shown) < len(board[axis])))]
     if not lines:
-        return too_wide
+        return too_wide[1:]
     meanings = _meanings(setting, "".join(lines).replace("...", ""))
     if is_countable(g):
         meanings.append(f"count: {_counts_of(setting)}")
