@@ -47,10 +47,17 @@ def _write(arguments, name, write, case):
 
 
 def _draw(case, path):
+    """A picture of all steps, or an animation of them."""
     from loopconv import figures
+    from loopconv.figures.files import path_problem
 
-    moves = path.suffix.lower() not in figures.STILL
-    figures.save(figures.animate(case) if moves else figures.arithmetic(case), path)
+    kinds = tuple(dict.fromkeys(figures.STILL + figures.MOVING))
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"path must end in one of {' '.join(kinds)}, got '{path}'")
+    moving = path.suffix.lower() not in figures.STILL
+    if problem := path_problem(path, moving):
+        raise ValueError(problem)
+    figures.save(figures.animate(case) if moving else figures.arithmetic(case), path)
 
 
 def _explore(case, path):

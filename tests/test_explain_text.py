@@ -1,6 +1,7 @@
 """What `explain` says is evaluated: its calls are run, its formulas and indices computed, its numbers counted."""
 
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,3 +295,68 @@ def test_html_writes_a_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert explained("--input 5 --kernel 3 --html a.html") == 0
     assert "<html" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """In an empty directory, (what is saved, file name) of every picture that is saved."""
+    figures = pytest.importorskip("loopconv.figures", reason="matplotlib is not installed")
+    saved = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "arithmetic", lambda case: ("still", case))
+    monkeypatch.setattr(figures, "animate", lambda case: ("moving", case))
+    monkeypatch.setattr(figures, "save", lambda picture, path: saved.append((*picture, path)))
+    return saved
+
+
+def test_figure_is_a_picture_or_an_animation_of_the_call(drawn, capsys):
+    command = "--input 3x4 --kernel 3 --stride 2 --transposed"
+    for name in ("a.png", "b.svg", "c.gif"):
+        assert explained(f"{command} --figure {name}") == 0
+        assert capsys.readouterr().out.endswith(f"\n\nWrote {name}.\n")
+    assert [(kind, path.name) for kind, _, path in drawn] == [
+        ("still", "a.png"),
+        ("still", "b.svg"),
+        ("moving", "c.gif"),
+    ]
+    assert {(case.op, case.x_shape, case.geometry.stride) for _, case, _ in drawn} == {
+        ("conv_transpose", (1, 3, 4), (2, 2))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.xyz", "--figure: path must end in one of .png .svg .pdf .jpg .webp .gif .mp4, got 'a.xyz'"),
+        ("a", "--figure: path must end in one of .png"),
+        ("no/a.png", "--figure: path must be a file in a directory that exists and is writable, got 'no/a.png'"),
+        ("no/a.gif", "--figure: path must be a file in a directory that exists and is writable, got 'no/a.gif'"),
+    ],
+)
+def test_figures_that_cannot_be_written(name, message, drawn, capsys):
+    assert refused(capsys, f"--input 5 --kernel 3 --figure {name}").startswith(message)
+    assert drawn == []
+
+
+def test_figure_writes_a_picture(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert explained("--input 5 --kernel 3 --figure a.svg") == 0
+    assert "<svg" in Path("a.svg").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert refused(capsys, "--input 65 --kernel 3 --figure b.svg").startswith("--figure: setting must have at most")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+
+def test_figure_without_matplotlib_says_what_to_install(monkeypatch, tmp_path, capsys):
+    for name in [name for name in sys.modules if name.startswith("loopconv.figures")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(loopconv, "figures", raising=False)
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.animation", "matplotlib.patches"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(tmp_path)
+    assert explained("--input 5 --kernel 3 --figure a.svg") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"loopconv.figures needs matplotlib\S*: pip install 'loopconv\[figures\]'\n", printed.err)
+    assert list(tmp_path.iterdir()) == []
