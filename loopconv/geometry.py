@@ -417,7 +417,7 @@ def preimage(output, kernel, *, stride=1, padding=0, dilation=1):
 
     ``(o-1)*s + e - lo - hi`` and the s - 1 sizes after it: what is left over by the floor of `conv`.
     """
-    rank = axes_of(output, kernel, stride, dilation)
+    rank = axes_of(output, kernel, stride, padding, dilation)
     output, kernel = per_axis("output", output, rank, 1), per_axis("kernel", kernel, rank, 1)
     stride, dilation = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
     pads, extent = padding_pairs(padding, rank), extents(kernel, dilation)

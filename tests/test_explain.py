@@ -191,6 +191,7 @@ def test_preimage_sizes_by_hand():
     # 5 and 6 pixels, padded by 1, have windows of 3 at 0, 2 and 4.
     assert loopconv.preimage_sizes(3, 3, stride=2, padding=1) == (range(5, 7),)
     assert loopconv.preimage_sizes((3, 2), 3, (2, 1), (1, (0, 2))) == (range(5, 7), range(2, 3))
+    assert loopconv.preimage_sizes(2, 3, padding=(1, (0, 2))) == (range(2, 3),) * 2
     assert loopconv.preimage_sizes(1, (1, 3), padding=2) == (range(0), range(0, 0)) == (range(0, 0),) * 2
 
 
