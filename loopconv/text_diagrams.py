@@ -195,7 +195,7 @@ def _checkerboard(setting):
         _, counts = np.unique(np.arange(k) * d % s, return_counts=True)
         if len(counts) < s or len(set(counts)) > 1:
             uneven.append(name)
-    remark = "the taps do not spread evenly over the stride, which images show as a checkerboard"
+    remark = "taps do not spread evenly over the stride, seen in images as a checkerboard"
     return [f"  uneven on {' and '.join(uneven)}: {remark}"] * bool(uneven)
 
 
@@ -218,7 +218,7 @@ def _staircases(setting, board):
     if is_countable(g):
         meanings.append(f"count: {_counts_of(setting)}")
         lines += _checkerboard(setting)
-    kernel = _kernel(g.kernel) if g.rank == 1 else ["a, b, c: taps 0, 1, 2", "of every axis"]
+    kernel = _kernel(g.kernel) if g.rank == 1 else ["a, b, c: taps 0, 1, 2;", "a product takes one of every axis"]
     return [*_legend(kernel, meanings), *lines, *too_wide]
 
 

@@ -163,7 +163,7 @@ def test_a_staircase_by_hand():
   q=1       a b c
   q=2           a b c
   count   1 2 1 2 1 1
-  uneven on W: the taps do not spread evenly over the stride, which images show as a checkerboard
+  uneven on W: taps do not spread evenly over the stride, seen in images as a checkerboard
 """
         in text
     )
