@@ -2,7 +2,7 @@
 
     from loopconv import figures, geometry
 
-    g = geometry.conv((1, 5, 5), (1, 1, 3, 3), stride=2, padding=1)
+    g = geometry.conv((1, 5, 5), (1, 1, 3, 3), stride=2)
     figures.save(figures.arithmetic(g), "steps.png")
     figures.save(figures.animate(g), "steps.gif")
     figures.save(figures.animate(figures.SETTINGS["strided, transposed"]), "known.gif")

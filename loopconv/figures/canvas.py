@@ -62,7 +62,7 @@ class Canvas:
         given["linewidth"] *= self.weight
         if isinstance(given["facecolor"], dict):
             given["facecolor"] = given["facecolor"][role]
-        self.axes.add_patch(Rectangle(at, 1, 1, gid=f"{self.name}.{role}.{name}.{state}", clip_on=False, **given))
+        self.axes.add_artist(Rectangle(at, 1, 1, gid=f"{self.name}.{role}.{name}.{state}", clip_on=False, **given))
         if label:
             color = QUIET if state == "around" else INK
             self.label((at[0] + 0.5, at[1] + 0.5), label, color=color, halo=bool(given.get("hatch")))
@@ -70,7 +70,7 @@ class Canvas:
     def outline(self, at, columns, rows, name) -> None:
         """A frame around cells."""
         look = {"edgecolor": INK, "linewidth": 2.6 * self.weight, "zorder": 4, "clip_on": False}
-        self.axes.add_patch(Rectangle(at, columns, rows, fill=False, gid=f"{self.name}.{name}", **look))
+        self.axes.add_artist(Rectangle(at, columns, rows, fill=False, gid=f"{self.name}.{name}", **look))
 
     def fits(self, text, share=0.42, width=0.92) -> float:
         """The size of text of this height and at most this width, in cells; 0 where nobody could read it."""

@@ -51,10 +51,10 @@ def save(picture: Figure | Animation, path: str | os.PathLike[str]) -> list[Path
     Examples
     --------
     >>> from loopconv import figures
-    >>> figures.save(figures.animate(figures.SETTINGS["strided"]), "strided.mov")
+    >>> figures.save(figures.animate(figures.SETTINGS["strided"]), "strided.pdf")
     Traceback (most recent call last):
         ...
-    ValueError: path must end in one of .gif .mp4 .png .svg for an animation, got 'strided.mov'
+    ValueError: path must end in one of .gif .mp4 .png .svg for an animation, got 'strided.pdf'
     """
     if not isinstance(picture, (Figure, Animation)):
         raise TypeError(f"picture must be a figure or an animation, got {geometry.shown(picture)}")
@@ -72,10 +72,11 @@ def save(picture: Figure | Animation, path: str | os.PathLike[str]) -> list[Path
 
 def path_problem(path: Path, moving: bool) -> str | None:
     """Why no animation, or no figure, can be written to `path`; None if one can."""
-    kinds, what = (MOVING, "an animation") if moving else (STILL, "a figure")
     suffix = path.suffix.lower()
-    if suffix not in kinds:
-        return f"path must end in one of {' '.join(kinds)} for {what}, got '{path}'"
+    if suffix not in (MOVING if moving else STILL):
+        still, moves = f"{' '.join(STILL)} for a figure", f"{' '.join(MOVING)} for an animation"
+        valid = f"{still}, or of {moves}" if suffix not in STILL + MOVING else moves if moving else still
+        return f"path must end in one of {valid}, got '{path}'"
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         return f"path must be a file in a directory that exists and is writable, got '{path}'"
     if suffix == ".mp4" and not FFMpegWriter.isAvailable():

@@ -211,6 +211,13 @@ def _brief(view) -> str:
     return ", ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
+class StepAnimation(FuncAnimation):
+    """A figure for every step, drawn when it is asked for."""
+
+    def __del__(self):
+        """Without the warning for what was never drawn: `save` may have refused the path."""
+
+
 # ----------------------------------------------------------------------------------------- public
 
 
@@ -307,4 +314,4 @@ def animate(setting: Geometry | Case, *, op: str | None = None, fps: float = 1.5
         _draw_slide(figure, view, number)
         return []
 
-    return FuncAnimation(figure, draw, frames=view.count, interval=1000 / fps)
+    return StepAnimation(figure, draw, frames=view.count, interval=1000 / fps)

@@ -209,9 +209,9 @@ def view_of(setting, op, known=OPS) -> View:
     op = known_op(known[0] if op is None else op, known)
     if setting.rank > 2:
         raise ValueError(f"setting must have 1 or 2 spatial axes to be drawn, got {setting.rank}")
-    if min(*setting.input, *setting.output) < 1:
-        raise ValueError(f"setting must have pixels to be drawn, got input {setting.input}, output {setting.output}")
     view = View(setting, op)
+    if not prod(setting.input + setting.output):
+        raise ValueError("setting must have pixels to be drawn, got input {}, output {}".format(*view.sizes))
     cells = max(last - first + 1 for first, last in view.reach)
     if cells > MOST_CELLS:
         raise ValueError(
