@@ -112,8 +112,12 @@ def _check_room(g, checked, limits):
     output = output_shape[2:]
     if min(output) < 1:
         raise ValueError(f"padding must leave an output for the explorer to show, got output size {output}")
-    if max(output) > limits["output"]:
-        raise ValueError(f"the explorer shows at most {limits['output']} output pixels on an axis, got {output}")
+    for axis, size in enumerate(output):
+        if size > limits["output"]:
+            raise ValueError(
+                f"the explorer shows at most {limits['output']} output pixels on an axis, got {size} on spatial "
+                f"axis {axis}"
+            )
     for name, shape in (("input", input_shape), ("output", output_shape)):
         if prod(shape) > limits["values"]:
             raise ValueError(
