@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.animation import FFMpegWriter
@@ -244,6 +245,8 @@ def test_some_of_many_steps():
     assert len(names) == 16
     assert (names[0], names[-1]) == ("step0", "step55")
     assert any(text.endswith("16 of 56 steps") for text in words(figure))
+    assert {f"y[{p},{q}]" for p in (0, 2, 4, 6) for q in (0, 2, 5, 7)} <= set(words(figure))
+    assert len(panels(figures.arithmetic(geometry.conv((1, 60), (1, 1, 2))))) == 16
 
 
 # ------------------------------------------------------------------------------------ known settings
@@ -353,7 +356,7 @@ def test_texts_can_be_read(draw):
         box = text.get_window_extent()
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
-        assert text.get_fontsize() >= 6
+        assert text.get_fontsize() >= 5.5
         middle = (np.array(box.min) + box.max) / 2
         behind = np.flatnonzero((boxes[:, :2] < middle).all(axis=1) & (middle < boxes[:, 2:]).all(axis=1))
         color = filled[behind[-1]].get_facecolor() if behind.size else "white"
@@ -550,6 +553,25 @@ def test_a_pixel_and_its_kernel_have_one_colour():
     for colour, term in zip(colours, terms):
         active = {patch.get_facecolor() for patch in term.values() if patch.get_gid().endswith("active")}
         assert active == {colour}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (-3, "-3"), (12345, "12345"), (True, "1"), (0.5, "0.5"), (-0.0, "0"), (1.256, "1.26"), (-12.34, "-12.3"),
+        (123.4, "123"), (9.999, "10"), (0.0052, "0.005"), (-1.2e5, "-1.2e+05"), (np.nan, "nan"), (-np.inf, "-inf"),
+        (1 - 2j, "1-2j"),
+    ],
+)  # fmt: skip
+def test_numbers_as_they_are_written(value, text):
+    cells, _ = tiles(figures.shifted_kernels([[value]], [[[1]]]))
+    assert cells[0, 0][0, 0] == ("pixel", text)
+    assert cells[1, 1][0, 0] == ("pixel", text)
+
+
+def test_small_integers_do_not_overflow():
+    cells, _ = tiles(figures.shifted_kernels(np.array([[100]], np.int8), np.array([[[100]]], np.int8)))
+    assert cells[1, 0][0, 0] == ("active", "10000")
 
 
 def test_shifted_kernels_of_two_channels():
@@ -766,6 +788,7 @@ EMPTY = geometry.conv_transpose((1, 0, 3), (1, 1, 2, 2), stride=2)
          "x must be of an integer dtype, float16/32/64, complex64/128 or bool, got dtype <U1 in shape ()"),
         (lambda: figures.save("picture", "a.png"), TypeError,
          "picture must be a figure or an animation, got 'picture'"),
+        (lambda: figures.save(figures.arithmetic(SHORT, 0), None), TypeError, "path must be a path, got None"),
         (lambda: figures.save(figures.arithmetic(SHORT, 0), "a.gif"), ValueError,
          "path must end in one of .png .svg .pdf .jpg .webp for a figure, got 'a.gif'"),
         (lambda: figures.save(figures.animate(SHORT), "a.pdf"), ValueError,
@@ -809,6 +832,22 @@ print([name for name in ("matplotlib.pyplot", "numba", "scipy", "tkinter") if na
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_the_users_settings_do_not_matter(tmp_path):
+    ours = figures.save(figures.matrix(SHORT), tmp_path / "ours.png")
+    settings = {
+        "savefig.bbox": "tight", "savefig.facecolor": "black", "figure.facecolor": "black", "figure.autolayout": True,
+        "text.color": "white", "axes.facecolor": "black", "lines.linestyle": "--", "lines.marker": "o",
+        "patch.edgecolor": "red", "axes.grid": True, "figure.dpi": 300, "savefig.dpi": 30, "image.cmap": "jet",
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        theirs = figures.save(figures.matrix(SHORT), tmp_path / "theirs.png")
+        frames = figures.save(figures.animate(SHORT), tmp_path / "frame.png")
+    expected = figures.save(figures.animate(SHORT), tmp_path / "ours.png")
+    assert [path.read_bytes() for path in frames] == [path.read_bytes() for path in expected]
+    with Image.open(ours[0]) as one, Image.open(theirs[0]) as other:
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_without_matplotlib():

@@ -16,7 +16,7 @@ from matplotlib.textpath import text_to_path
 WIDTH, HEIGHT, MARGIN, DPI = 12.8, 7.2, 0.5, 100
 ROOM = WIDTH - 2 * MARGIN
 LARGEST_CELL = 0.62
-SMALLEST = 6  # points of a label
+SMALLEST = 5.5  # points of a label
 
 # Colours of Okabe and Ito, which colour-blind people tell apart, and tints and shades of two of them.
 INK, QUIET, FAINT = "#1a1a1a", "#555555", "#9a9a9a"
@@ -48,7 +48,7 @@ class Canvas:
         left, top, width, height = box
         inches = min(width / columns, height / rows, largest)
         self.points, self.name = 72 * inches, name
-        self.weight = min(1, max(self.points / 24, 0.35))  # of lines: small cells have thin ones
+        self.weight = min(1, max(self.points / 24, 0.15))  # of lines: small cells have thin ones
         self.axes = figure.add_axes((left / WIDTH, 1 - (top + height) / HEIGHT, width / WIDTH, height / HEIGHT))
         self.axes.set_label(name)
         self.axes.set_axis_off()
@@ -100,7 +100,7 @@ def em(text) -> float:
 
 def slide() -> Figure:
     """An empty figure."""
-    return Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
+    return Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white", layout="none")
 
 
 def head(figure, title, note) -> None:
@@ -132,9 +132,14 @@ def legend(figure, entries) -> None:
         left += (em(text) * 12.5 / 72 + gap) * scale
 
 
-def tiled(count, columns, rows, box) -> list[tuple[float, float, float, float]]:
-    """Boxes for `count` pictures of `columns` x `rows` cells, arranged so that cells are as large as they can be."""
+def tiled(count, columns, rows, box, across=1) -> list[tuple[float, float, float, float]]:
+    """Boxes for `count` pictures of `columns` x `rows` cells: `across` in a line, if cells are not much larger else."""
     left, top, width, height = box
-    across = max(range(1, count + 1), key=lambda n: (min(width / (n * columns), height / (ceil(count / n) * rows)), -n))
+
+    def size(across):
+        return min(width / (across * columns), height / (ceil(count / across) * rows))
+
+    best = max(range(1, count + 1), key=size)
+    across = across if size(across) > 0.8 * size(best) else best
     w, h = width / across, height / ceil(count / across)
     return [(left + n % across * w, top + n // across * h, w, h) for n in range(count)]

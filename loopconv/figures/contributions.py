@@ -117,10 +117,14 @@ def _draw_axis_counts(canvas, view, edge) -> None:
 def _draw_key(figure, role, totals, shades) -> None:
     """Each count and how many pixels have it; of many counts, the least and the most."""
     half = MOST_SHADES // 2
-    shown = totals if len(totals) <= MOST_SHADES else totals[:half] + totals[-half:]
+    shown = totals if len(totals) <= MOST_SHADES else [*totals[:half], None, *totals[-half:]]
     side = 0.42
     canvas = Canvas(figure, (9.9, 1.7, side, side * len(shown)), 1, len(shown), "key", largest=side)
-    for number, (count, pixels) in enumerate(shown):
+    for number, total in enumerate(shown):
+        if total is None:
+            canvas.label((0.5, number + 0.5), "...")
+            continue
+        count, pixels = total
         _draw_count(canvas, (0, number), role, str(count), count, shades)
         text = f"{pixels} pixel{'s' if pixels > 1 else ''}"
         canvas.axes.text(1.4, number + 0.5, text, fontsize=13, color=INK, va="center_baseline")

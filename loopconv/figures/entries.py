@@ -127,7 +127,7 @@ def _rule(canvas, side, length, upright) -> None:
         across, ends = (EDGE + index,) * 2, (EDGE, EDGE + length)
         line = (across, ends) if upright else (ends, across)
         style = {"solid_capstyle": "projecting", "clip_on": False}
-        canvas.axes.plot(*line, color=color, linewidth=weight * canvas.weight, zorder=zorder, **style)
+        canvas.axes.plot(*line, "-", marker="", color=color, linewidth=weight * canvas.weight, zorder=zorder, **style)
 
 
 def _name_pixels(canvas, view, side, upright) -> None:

@@ -43,7 +43,7 @@ def save(picture: Figure | Animation, path: str | os.PathLike[str]) -> list[Path
     Raises
     ------
     TypeError
-        If `picture` is neither.
+        If `picture` is neither, or `path` is none.
     ValueError
         If `path` has another ending, or is not in a directory that can be written to; also if it ends in .mp4
         and there is no program ffmpeg on the PATH.
@@ -58,6 +58,8 @@ def save(picture: Figure | Animation, path: str | os.PathLike[str]) -> list[Path
     """
     if not isinstance(picture, (Figure, Animation)):
         raise TypeError(f"picture must be a figure or an animation, got {geometry.shown(picture)}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {geometry.shown(path)}")
     path = Path(path)
     if problem := path_problem(path, moving=isinstance(picture, Animation)):
         raise ValueError(problem)
@@ -66,7 +68,7 @@ def save(picture: Figure | Animation, path: str | os.PathLike[str]) -> list[Path
         if isinstance(picture, Animation):
             _save_animation(picture, unfinished)
         else:
-            picture.savefig(unfinished, dpi=STILL_DPI, facecolor="white")
+            picture.savefig(unfinished, dpi=STILL_DPI, facecolor="white", bbox_inches=picture.bbox_inches)
         return [file.replace(path.parent / file.name) for file in sorted(Path(folder).iterdir())]
 
 
@@ -87,7 +89,7 @@ def path_problem(path: Path, moving: bool) -> str | None:
 def _save_animation(animation, path) -> None:
     kind = {".gif": _Gif, ".mp4": FFMpegWriter}.get(path.suffix.lower(), _Frames)
     writer = kind(fps=1000 / animation.event_source.interval, codec="h264")
-    animation.save(path, writer=writer, dpi=DPI)
+    animation.save(path, writer=writer, dpi=DPI, savefig_kwargs={"facecolor": "white"})
 
 
 class _Gif(AbstractMovieWriter):

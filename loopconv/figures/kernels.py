@@ -156,7 +156,7 @@ def _draw_lines(canvas, lines) -> None:
 
 def _draw_tile(canvas, corner, tile, name) -> None:
     left, top = corner
-    size = min(13, 0.45 * canvas.points, canvas.points * (tile.shape[1] + 0.9 * SIGN) / em(tile.caption))
+    size = min(13, 0.45 * canvas.points, canvas.points * (tile.shape[1] + 0.7 * SIGN) / em(tile.caption))
     if size >= SMALLEST:
         canvas.caption(corner, tile.caption, size, above=0.16 * canvas.points)
     for cell in tile.cells:
@@ -214,7 +214,10 @@ def shifted_kernels(
     if not 0 < count <= MOST_TERMS:
         raise ValueError(f"x must make 1 to {MOST_TERMS} terms with w (pixels, for pairs of channels), got {count}")
     y, g = ops.conv_transpose(x, w, backend="reference", **settings), view.g
-    operands, sums = _equation(view, x.reshape(g.y_shape[1:]), w.reshape(g.w_shape), y.reshape(g.x_shape[1:]))
+    _, wide = arrays.dtypes(x, w)  # that of exact products
+    operands, sums = _equation(
+        view, x.reshape(g.y_shape[1:]).astype(wide), w.reshape(g.w_shape).astype(wide), y.reshape(g.x_shape[1:])
+    )
     figure = slide()
     note = ", ".join([words.described(view), *words.channels(view)])
     head(figure, "Transposed convolution: a sum of shifted kernels, each scaled by a pixel", note)

@@ -11,7 +11,21 @@ from matplotlib.patches import Polygon
 
 from loopconv import geometry
 from loopconv.figures import words
-from loopconv.figures.canvas import HEIGHT, INK, MARGIN, QUIET, ROOM, WIDTH, Canvas, head, legend, slide, tiled, write
+from loopconv.figures.canvas import (
+    HEIGHT,
+    INK,
+    MARGIN,
+    QUIET,
+    ROOM,
+    WIDTH,
+    Canvas,
+    em,
+    head,
+    legend,
+    slide,
+    tiled,
+    write,
+)
 from loopconv.figures.view import SETTINGS, TRANSPOSED, View, known_op, step_number, view_of, with_axes
 
 if TYPE_CHECKING:
@@ -120,7 +134,7 @@ def _draw_beam(canvas, source, target, stacked) -> None:
     corners = [(a, d), (c, d), (g, f), (e, f)] if stacked else [(c, b), (c, d), (e, h), (e, f)]
     canvas.axes.add_patch(Polygon(corners, facecolor=INK, alpha=0.12, linewidth=0, zorder=0.5))
     for start, end in ((corners[0], corners[3]), (corners[1], corners[2])):
-        canvas.axes.plot(*zip(start, end), color=INK, linewidth=canvas.weight, alpha=0.7, zorder=2.2)
+        canvas.axes.plot(*zip(start, end), "-", marker="", color=INK, linewidth=canvas.weight, alpha=0.7, zorder=2.2)
 
 
 def _draw_edges(canvas, view, corners) -> None:
@@ -137,7 +151,8 @@ def _draw_edges(canvas, view, corners) -> None:
         for at, index in places:
             canvas.label(at, words.signed(index), share=0.3, color=QUIET, halo=True)
         far = -0.75 * canvas.points - 16 if below else 0.62 * canvas.points + 8
-        canvas.caption((left, top + rows * below), name, 15, above=far, weight="bold")
+        size = min(15, (columns + 1) * canvas.points / em(name))
+        canvas.caption((left, top + rows * below), name, size, above=far, weight="bold")
 
 
 def _inserts(view) -> bool:
@@ -170,17 +185,27 @@ def _draw_slide(figure, view, number) -> None:
 
 def _draw_sheet(figure, view) -> None:
     """Every step, or as many as a slide has room for, small."""
-    numbers = sorted(set(np.linspace(0, view.count - 1, min(view.count, MOST_PANELS)).round().astype(int).tolist()))
+    chosen = _chosen(view.steps)
+    numbers = chosen.ravel().tolist()
     more = "" if len(numbers) == view.count else f"; {len(numbers)} of {view.count} steps"
     head(figure, TITLES[view.op], words.described(view) + more)
     columns, rows, corners = layout(view)
-    boxes = tiled(len(numbers), columns + 1, rows + 1.4, (MARGIN, 1.2, ROOM, 5.1))
+    boxes = tiled(len(numbers), columns + 1, rows + 1.4, (MARGIN, 1.2, ROOM, 5.1), chosen.shape[1])
     for number, (left, top, width, height) in zip(numbers, boxes):
         canvas = Canvas(figure, (left, top + 0.32, width - 0.16, height - 0.36), columns, rows, f"step{number}")
         draw_step(canvas, view, corners, number)
         name = f"{'x' if view.scatters else 'y'}[{words.index(view.own(view.step(number)))}]"
         canvas.caption((0, 0), name, 12, weight="bold")
     legend(figure, _legend(view, view.kinds))
+
+
+def _chosen(steps) -> np.ndarray:
+    """Numbers of all steps, or of as many as there is room for, evenly spaced on both axes."""
+    rows = min(steps[0], round(MOST_PANELS**0.5))
+    columns = min(steps[1], MOST_PANELS // rows)
+    rows = min(steps[0], MOST_PANELS // columns)
+    axes = (np.linspace(0, n - 1, shown).round().astype(int) for n, shown in zip(steps, (rows, columns)))
+    return np.ravel_multi_index(np.ix_(*axes), steps)
 
 
 def _draw_set(figure, op) -> None:
@@ -311,6 +336,7 @@ def animate(setting: Geometry | Case, *, op: str | None = None, fps: float = 1.5
 
     def draw(number):
         figure.clear()
+        figure.set_layout_engine("none")  # saving a frame leaves the engine that rcParams name
         _draw_slide(figure, view, number)
         return []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 TIMES, DOT, MINUS, SIGMA, ARROW = "\u00d7", "\u00b7", "\u2212", "\u03a3", "\u2192"
 
 
@@ -26,8 +28,15 @@ def signed(number) -> str:
 
 
 def value(number) -> str:
-    """A number of an array, to three digits."""
-    return signed(f"{number:.3g}")
+    """A number of an array: an integer as it is, a float to three digits and at most two decimals."""
+    if isinstance(number, (np.integer, np.complexfloating)):
+        return signed(f"{number:.3g}" if isinstance(number, np.complexfloating) else number)
+    number += 0.0  # there is no need for a negative zero
+    size = abs(number)
+    if not 0.01 <= size < 1000 and size != 0:
+        return signed(f"{number:.{1 if size < 1 else 2}g}")
+    text = f"{number:.{2 if size < 10 else 1 if size < 100 else 0}f}"
+    return signed(text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def settings(g, transposed) -> list[str]:
