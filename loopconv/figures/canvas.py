@@ -99,8 +99,10 @@ def em(text) -> float:
 
 
 def slide() -> Figure:
-    """An empty figure."""
-    return Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white", layout="none")
+    """An empty figure, which nobody's settings lay out anew."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
+    figure.set_layout_engine("none")
+    return figure
 
 
 def head(figure, title, note) -> None:
