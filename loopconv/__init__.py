@@ -1,5 +1,7 @@
 """Convolution, transposed convolution and their gradients as explicit loops over NumPy arrays."""
 
+from loopconv.einsum import einsum_spec
+from loopconv.explain import preimage_sizes, solve_padding, trace
 from loopconv.gradcheck import adjoint_test, gradcheck
 from loopconv.matrix import conv_matrix
 from loopconv.ops import (
@@ -50,9 +52,13 @@ __all__ = [
     "conv_transpose_input_grad",
     "conv_transpose_weight_grad",
     "conv_weight_grad",
+    "einsum_spec",
     "get_num_threads",
     "gradcheck",
     "plan_conv",
     "plan_conv_transpose",
+    "preimage_sizes",
     "set_num_threads",
+    "solve_padding",
+    "trace",
 ]

@@ -1,4 +1,4 @@
-"""`python -m loopconv`: what this machine has, whether every backend is right, and a demonstration."""
+"""`python -m loopconv`: what this machine has, whether every backend is right, a demonstration, and explanations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import platform
+import re
 import sys
 from importlib import import_module, metadata
 from itertools import product
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import loopconv
-from loopconv import arrays, reference, registry, threads
+from loopconv import arrays, geometry, reference, registry, threads
 from loopconv.cases import CASES
 
 
@@ -64,8 +65,33 @@ def _parser():
                       help="the picture; by default %(default)s")  # fmt: skip
     demo.add_argument("--steps", type=_positive, default=200, metavar="N", help="of learning; by default %(default)s")
     demo.set_defaults(run=_demo, error=demo.error)
+    _add_explain(commands)
     _add_bench(commands)
     return parser
+
+
+def _add_explain(commands):
+    explain = commands.add_parser(
+        "explain", help="sizes, products, way back and work of one convolution", description=EXPLAIN
+    )
+    explain.add_argument("--input", type=_sizes, required=True, metavar="SIZES", help="pixels of x: 9, 5x5 or 4x5x5")
+    explain.add_argument("--kernel", type=_sizes, required=True, metavar="SIZES", help="taps of w: 3, 3x3 or 2x3x3")
+    explain.add_argument("--stride", type=_sizes, default=1, metavar="SIZES", help="by default %(default)s")
+    explain.add_argument("--padding", type=_padding, default=0, metavar="PIXELS",
+                         help="1, 1x2, or 0,1x2,1 for lo,hi on each axis, or valid, same or full; --padding=-1 crops; "
+                         "by default %(default)s")  # fmt: skip
+    explain.add_argument("--dilation", type=_sizes, default=1, metavar="SIZES", help="by default %(default)s")
+    explain.add_argument("--channels", type=_positive, default=1, metavar="N", help="of x; by default %(default)s")
+    explain.add_argument(
+        "--filters", type=_positive, default=1, metavar="N", help="channels of y; by default %(default)s"
+    )
+    explain.add_argument("--groups", type=_positive, default=1, metavar="N", help="by default %(default)s")
+    explain.add_argument("--transposed", action="store_true", help="a conv_transpose")
+    explain.add_argument("--output-padding", type=_pixels, metavar="PIXELS", help="of a conv_transpose: 1 or 1x0")
+    explain.add_argument("--output-size", type=_pixels, metavar="SIZES", help="of a conv_transpose, instead: 9 or 9x8")
+    explain.add_argument("--figure", type=Path, metavar="FILE", help="draw it: .png, .svg, .pdf, or moving .gif")
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write the explorer, a page that starts with it")
+    explain.set_defaults(run=_explain, error=explain.error)
 
 
 def _add_bench(commands):
@@ -92,6 +118,35 @@ def _peers(text):
     from loopconv import bench
 
     return [] if text == "none" else bench.names(text, bench.PEERS)
+
+
+def _sizes(text):
+    return _per_axis(text, 1)
+
+
+def _pixels(text):
+    return _per_axis(text, 0)
+
+
+def _per_axis(text, least):
+    """An int, or a tuple of them where there is an x; 5x4 is (5, 4)."""
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text, re.ASCII) or min(map(int, text.split("x"))) < least:
+        raise argparse.ArgumentTypeError(f"must be numbers from {least} to 999999999 like 3 or 3x4, got {text!r}")
+    axes = tuple(map(int, text.split("x")))
+    return axes if len(axes) > 1 else axes[0]
+
+
+def _padding(text):
+    """A word, an int, or a tuple of ints and of (lo, hi) pairs; 0,1x2 is ((0, 1), 2)."""
+    if text in geometry.PADDING_WORDS:
+        return text
+    if not re.fullmatch(r"-?\d{1,9}(,-?\d{1,9})?(x-?\d{1,9}(,-?\d{1,9})?)*", text, re.ASCII):
+        words = ", ".join(geometry.PADDING_WORDS)
+        raise argparse.ArgumentTypeError(f"must be numbers like 1, 1x2 or 0,1x2,1, or one of {words}, got {text!r}")
+    axes = [tuple(map(int, axis.split(","))) for axis in text.split("x")]
+    if len(axes) == 1 and len(axes[0]) == 1:
+        return axes[0][0]
+    return tuple(axis if len(axis) > 1 else axis[0] for axis in axes)
 
 
 def _positive(text):
@@ -340,6 +395,17 @@ def _demo(arguments):
         return 1
     demo.run(arguments.output, arguments.steps)
     return 0
+
+
+# ------------------------------------------------------------------------------------------ explain
+
+EXPLAIN = "Sizes, products, way back and work of a convolution. One number stands for all axes."
+
+
+def _explain(arguments):
+    from loopconv import explain_text
+
+    return explain_text.run(arguments)
 
 
 # -------------------------------------------------------------------------------------------- bench

@@ -421,3 +421,65 @@ def conv_transpose_of_grad(
         output_size=output_size,
         **settings,
     )
+
+
+# -------------------------------------------------------------------------- the formulas, read backwards
+
+
+def axes_of(*values):
+    """Number of spatial axes: the length of the longest sequence among `values`, 1 if there is none."""
+    return max([len(v) for v in values if _is_sequence(v) and not isinstance(v, (str, bytes))], default=1) or 1
+
+
+def preimage(output, kernel, *, stride=1, padding=0, dilation=1):
+    """For every axis the range of sizes of `x` whose convolution gives `output`.
+
+    ``(o-1)*s + e - lo - hi`` and the s - 1 sizes after it: what is left over by the floor of `conv`.
+    """
+    rank = axes_of(output, kernel, stride, padding, dilation)
+    output, kernel = per_axis("output", output, rank, 1), per_axis("kernel", kernel, rank, 1)
+    stride, dilation = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
+    pads, extent = padding_pairs(padding, rank), extents(kernel, dilation)
+    if pads == "same":
+        return tuple(range((o - 1) * s + 1, o * s + 1) for o, s in zip(output, stride))
+    if isinstance(pads, str):  # the words that are left do not look at the sizes
+        pads = _word_pads(pads, output, extent, stride)
+    least = ((o - 1) * s + e - lo - hi for o, s, e, (lo, hi) in zip(output, stride, extent, pads))
+    return tuple(range(max(n, 0), max(n + s, 0)) for n, s in zip(least, stride))
+
+
+def pads_between(input, output, kernel, *, stride=1, dilation=1, transposed=False):
+    """((lo, hi) pairs, output_padding) that make `output` of `input`, or the error that says why none do.
+
+    Both directions solve ``N + lo + hi = (n-1)*s + e + output_padding`` with N pixels on the large side.
+    """
+    rank = axes_of(input, output, kernel, stride, dilation)
+    input = per_axis("input", input, rank, int(transposed))
+    output = per_axis("output", output, rank, int(not transposed))
+    large, small = (output, input) if transposed else (input, output)
+    kernel = per_axis("kernel", kernel, rank, 1)
+    stride, dilation = per_axis("stride", stride, rank, 1), per_axis("dilation", dilation, rank, 1)
+    solutions = []
+    for axis, (N, n, s, d, e) in enumerate(zip(large, small, stride, dilation, extents(kernel, dilation))):
+        span, limit = (n - 1) * s + e, max(s, d) if transposed else s
+        rest = max(N - span, 0)
+        if rest >= limit:
+            _refuse_without_pads(axis, N, n, s, e, span, limit, transposed)
+        if (span + rest - N) % 2 and rest + 1 < s:
+            rest += 1  # so that pads are the same on both sides, which every library can say
+        total = span + rest - N
+        solutions.append(((total // 2, total - total // 2), rest))
+    pads, output_padding = zip(*solutions)
+    return pads, output_padding
+
+
+def _refuse_without_pads(axis, N, n, s, e, span, limit, transposed):
+    if transposed:
+        raise ValueError(
+            f"output must be at most {span + limit - 1} on spatial axis {axis}: {n} input pixels scatter to {span} "
+            f"before any is cropped, and output_padding adds less than max(stride, dilation) = {limit}, got {N}"
+        )
+    raise ValueError(
+        f"output must be at least {(N - e) // s + 1} on spatial axis {axis}: {N} input pixels have that many windows "
+        f"of {e} pixels at stride {s} before any padding, got {n}"
+    )

@@ -38,7 +38,7 @@ def test_no_subcommand_prints_help(capsys):
     assert cli.main([]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: python -m loopconv")
-    assert all(name in out for name in ("info", "check", "demo"))
+    assert all(name in out for name in ("info", "check", "demo", "explain", "bench"))
 
 
 def test_the_module_runs_and_passes_the_exit_status_on():

@@ -128,7 +128,7 @@ def test_classes_and_modules_are_documented():
             assert ast.get_docstring(node), node.name
 
 
-@pytest.mark.parametrize("module", ["ops", "matrix", "gradcheck"])
+@pytest.mark.parametrize("module", ["ops", "matrix", "gradcheck", "explain", "einsum"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"loopconv.{module}"))
     assert result.attempted > 0

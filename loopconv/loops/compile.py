@@ -43,6 +43,10 @@ def jit(function, *, parallel=False, fastmath=False):
     return compiled
 
 
+# The folders that kernels are in.
+ROOMS = ("loops", "tiled")
+
+
 @cache
 def source_hash():
     """Digest of every source file in the rooms that kernels are in.
@@ -51,7 +55,8 @@ def source_hash():
     build from a serial one, so all of them go into the name instead.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].glob("*/*.py")):
+    package = Path(__file__).parents[1]
+    for path in sorted(path for room in ROOMS for path in (package / room).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
