@@ -226,8 +226,7 @@ def test_the_source_hash_changes_with_every_source_of_a_kernel(tmp_path):
     package = tmp_path / "loopconv"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "cythonized"))
     assert source_hash(package) == builds.source_hash()
-    rooms = sorted(path for path in package.iterdir() if path.is_dir())  # where the kernels are
-    sources = sorted(path for room in rooms for path in room.glob("*.py"))
+    sources = sorted(path for room in builds.ROOMS for path in (package / room).glob("*.py"))
     assert {path.stem for path in sources} >= {"forward", "adjoint", "weight", "compile"}
     seen = {source_hash(package)}
     for path in sources:
