@@ -294,7 +294,7 @@ def outer_plan(geometry, dtype):
     a_blocks, b_blocks = -(-a[1] // rows), -(-b[1] // width)
     group = _even(a_blocks, TOTALS_BYTES // (taps * rows * width * dtype.itemsize))
     units = p.G * b_blocks * -(-a_blocks // group)
-    parts = _parts(units, p, geometry.macs)
+    parts = _parts(units, p.N * pixels[0] * pixels[1] * -(-pixels[2] // piece), geometry.macs)
     numbers = _tables(
         [p.N, p.G, a[1], b[1], *pixels, taps, max(1, pieces // piece), piece, parts, group, p.G * p.K * p.C * taps,
          p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
@@ -319,7 +319,7 @@ def dots_plan(geometry, dtype):
         stage, rooms = _pack_source(t, 0)
         pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
     units = p.G * -(-p.K // rows) * p.C
-    parts = _parts(units, p, geometry.macs)
+    parts = _parts(units, p.N * p.y[0] * p.y[1], geometry.macs)
     numbers = [
         p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3],
         *layout.tap_offset.tolist(),
@@ -331,9 +331,9 @@ def dots_plan(geometry, dtype):
     return _summed(Plan((), (*pack, call), {}, rooms), geometry, parts)
 
 
-def _parts(units, p, macs):
-    """Into how many sums to cut the pixels; it must not depend on the number of threads, as the bits do on it."""
-    return max(1, min(UNITS // units, p.N * p.y[0] * p.y[1], macs // 1_000_000))
+def _parts(units, lines, macs):
+    """Into how many sums to cut the lines of pixels, none empty; not by the number of threads: bits depend on it."""
+    return max(1, min(UNITS // units, lines, macs // 1_000_000))
 
 
 def _summed(plan, geometry, parts):
