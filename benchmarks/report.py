@@ -337,8 +337,12 @@ def main():
     arguments = parser.parse_args()
     runs = [read_run(path, parser.error) for path in arguments.json]
     compared = sections(run for run in runs if is_compared(run))
+    if arguments.readme and not arguments.readme.is_file():
+        parser.error(f"--readme must be a file that exists, got {arguments.readme}")
     if arguments.roofline and not compared:
         parser.error("--roofline needs a `loopconv bench` run")
+    if arguments.roofline and (arguments.roofline.suffix != ".png" or not arguments.roofline.parent.is_dir()):
+        parser.error(f"--roofline must be a .png file in a directory that exists, got {arguments.roofline}")
     tables = {
         "peers": [line for section in compared for line in ("", *peers_table(section))][1:],
         "benchmarks": [line for run in runs if not is_compared(run) for line in ("", *backends_tables(run))][1:],

@@ -369,6 +369,24 @@ def test_report_refuses_other_files(text, tmp_path, capsys, monkeypatch):
     assert "error: json must be " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--readme", "no.md"], "--readme must be a file that exists, got no.md"),
+        (
+            ["--roofline", "no/such/plot.png"],
+            "--roofline must be a .png file in a directory that exists, got no/such/plot",
+        ),
+        (["--roofline", "plot.xyz"], "--roofline must be a .png file in a directory that exists, got plot.xyz"),
+    ],
+)
+def test_report_says_where_it_cannot_write(arguments, message, compared, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        report(monkeypatch, *compared, *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_report_needs_its_markers(compared, tmp_path, monkeypatch):
     readme = tmp_path / "R.md"
     readme.write_text("nothing\n", encoding="utf-8")
