@@ -87,7 +87,7 @@ def spread(address, arrays, scratches, plan, counter, pieces, units):
 @cache
 def compiled_spread():
     """`spread` for several threads; compiled once for each number of arrays and dtype."""
-    return jit(spread, parallel=True)
+    return jit(spread, parallel=True, fastmath=set())
 
 
 def launch(stage, arrays, workspace):
