@@ -60,9 +60,9 @@ FEW = {
 }
 
 
-def both(shapes):
+def both(shapes, middle=MIDDLE):
     """Parameters (tile, dtype): all shapes in float32, the one in the middle in float64 as well."""
-    pairs = [(shape, FLOAT32) for shape in shapes] + [(shapes[len(shapes) // 2], FLOAT64)]
+    pairs = [(shape, FLOAT32) for shape in shapes] + [(middle, FLOAT64)]
     names = [f"{'x'.join(map(str, shape))}-{dtype}" for shape, dtype in pairs]
     return pytest.mark.parametrize(("tile", "dtype"), pairs, ids=names)
 
@@ -279,7 +279,7 @@ def test_shares_depend_on_what_sums_may_take(force):
 DEPTHWISE = ((1, 1), (2, 2), (1, 7), (4, 2), (8, 1))
 
 
-@both(DEPTHWISE)
+@both(DEPTHWISE, (2, 2))
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])
 def test_depthwise_tile_at_its_edges(contraction, tile, dtype, force):
     force(depthwise_tile=tile)
@@ -353,7 +353,7 @@ def test_weight_of_few_pixels_in_many_parts(force):
         check("weight", g, FLOAT32, "outer", f"{pixels} {units}")
 
 
-@both(DOTS)
+@both(DOTS, (3, 3))
 def test_dots_tile_at_its_edges(tile, dtype, force):
     force(dots_tile=tile)
     rows, cols = tile
@@ -555,6 +555,16 @@ def test_which_algorithm(processor, dtype, monkeypatch):
 
 def is_copied(contraction, g):
     return "buffer" in driver.sum_plan(contraction, g, FLOAT32, "direct").rooms
+
+
+def test_taps_of_phases_without_pixels(force):
+    """Strides longer than the image: some phases of the result have taps and no pixels."""
+    for g in (
+        geometry.conv((2, 2, 10, 2), (1, 2, 4, 4), stride=4, padding=((-2, 3), (1, 3)), dilation=(3, 1)),
+        geometry.conv((2, 1, 10, 1, 4), (2, 1, 2, 2, 1), stride=(4, 3, 4), padding=((-3, 0), (4, 1), (1, 4))),
+    ):
+        check("adjoint", g, FLOAT32)
+        check("adjoint", g, FLOAT64)
 
 
 def test_what_is_read_in_place():
@@ -966,15 +976,15 @@ def test_transforms_that_overflow(contraction, x_size, w_size, algorithm, force,
 # -------------------------------------------------------------------------------------------- threads
 
 THREADED = {
-    "winograd2": ("forward", geometry.conv((1, 32, 40, 41), (33, 32, 3, 3), padding=1), {}),
-    "winograd2 adjoint": ("adjoint", geometry.conv((3, 7, 9, 11), (33, 7, 3, 3), padding=1), {}),
-    "winograd4": ("forward", geometry.conv((1, 16, 40, 41), (33, 16, 3, 3), padding=1), {}),
-    "direct": ("forward", geometry.conv((1, 5, 40, 41), (33, 5, 5, 3), padding=1), {}),
-    "direct in place": ("forward", geometry.conv((1, 5, 40, 41), (7, 5, 5, 3)), {}),
-    "direct adjoint": ("adjoint", geometry.conv((2, 9, 23, 25), (5, 9, 4, 4), stride=2), {}),
-    "depthwise": ("forward", geometry.conv((2, 9, 40, 41), (9, 1, 3, 3), groups=9, padding=1), {}),
-    "outer": ("weight", geometry.conv((2, 8, 65, 64), (8, 8, 3, 3), padding=1), {}),
-    "dots": ("weight", geometry.conv((2, 2, 165, 164), (2, 2, 5, 5), padding=1), {}),
+    "winograd2": ("forward", geometry.conv((1, 32, 40, 41), (33, 32, 3, 3), padding=1)),
+    "winograd2 adjoint": ("adjoint", geometry.conv((3, 7, 9, 11), (33, 7, 3, 3), padding=1)),
+    "winograd4": ("forward", geometry.conv((1, 16, 40, 41), (33, 16, 3, 3), padding=1)),
+    "direct": ("forward", geometry.conv((1, 5, 40, 41), (33, 5, 5, 3), padding=1)),
+    "direct in place": ("forward", geometry.conv((1, 5, 40, 41), (7, 5, 5, 3))),
+    "direct adjoint": ("adjoint", geometry.conv((2, 9, 23, 25), (5, 9, 4, 4), stride=2)),
+    "depthwise": ("forward", geometry.conv((2, 9, 40, 41), (9, 1, 3, 3), groups=9, padding=1)),
+    "outer": ("weight", geometry.conv((2, 8, 65, 64), (8, 8, 3, 3), padding=1)),
+    "dots": ("weight", geometry.conv((2, 2, 165, 164), (3, 2, 5, 5), padding=1)),
 }
 
 
@@ -983,7 +993,7 @@ def _two_threads():
     loopconv.threads.SHARED_MACS = 0
     loopconv.set_num_threads(2)
     choose(pytest.MonkeyPatch(), **FEW)
-    return {name: (contraction, g, name.split()[0]) for name, (contraction, g, _) in THREADED.items()}
+    return {name: (contraction, g, name.split()[0]) for name, (contraction, g) in THREADED.items()}
 
 
 def _same_bits():
@@ -1100,7 +1110,7 @@ def test_while_another_call_has_all_threads(force, monkeypatch):
     """A call runs on its own, and does not wait; an error gives the threads back."""
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
     monkeypatch.setattr(loopconv.threads, "get_num_threads", lambda: 2)
-    contraction, g, _ = THREADED["direct"]
+    contraction, g = THREADED["direct"]
     with launch._all_threads:
         check(contraction, g, FLOAT32, "direct")
     monkeypatch.setattr(workspace.Workspace, "room", lambda *_: 1 / 0)
@@ -1114,27 +1124,22 @@ def test_while_another_call_has_all_threads(force, monkeypatch):
 
 
 def _count_builds():
-    """Prints how many builds of a kernel, and of what spreads it, came from the disk, and how many were made."""
+    """Prints whether builds of a kernel, and of what spreads it, came from the disk, and whether some were made."""
     _two_threads()
-    _, g, _ = THREADED["dots"]
-    check("weight", g, FLOAT32, "dots")
+    contraction, g = THREADED["dots"]
+    check(contraction, g, FLOAT32, "dots")
     kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 3, 3)
     stats = kernel.serial.stats, launch.compiled_spread().stats
-    names = ("cache_hits", "cache_misses")
-    print(json.dumps({name: [sum(getattr(of, name).values()) for of in stats] for name in names}))
+    print(
+        json.dumps([[sum(getattr(of, name).values()) > 0 for of in stats] for name in ("cache_hits", "cache_misses")])
+    )
 
 
 def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
-    for hits, misses in (([0, 0], [1, 1]), ([1, 1], [0, 0])):
+    for found in ([[False, False], [True, True]], [[True, True], [False, False]]):
         status, output, errors = new_python(_count_builds, NUMBA_CACHE_DIR=str(tmp_path), **two_threads)
         assert status == 0, errors[-3000:]
-        # the spread is a build for each number of arrays: of the dot products, and of their sums
-        assert json.loads(output)["cache_hits"][0] == hits[0]
-        assert json.loads(output)["cache_misses"][0] == misses[0]
-        assert [count > 0 for count in (json.loads(output)[name][1] for name in ("cache_hits", "cache_misses"))] == [
-            hits[1] > 0,
-            misses[1] > 0,
-        ]
+        assert json.loads(output) == found
 
 
 def test_names_on_disk_change_with_the_sources():

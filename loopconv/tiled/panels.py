@@ -128,7 +128,10 @@ def _chunk(C, room, depth):
 def _offsets(phases, taps, channel, chunk):
     """Where each channel of a chunk and tap is, phase by phase, if channels are `channel` apart."""
     first = np.arange(chunk)[:, None] * channel
-    return np.concatenate([taps[:0], *((first + taps[t0:t1]).reshape(-1) for t0, t1, *_ in phases)])
+    offsets = np.zeros(chunk * len(taps), np.int64)  # also for taps of phases that have no pixels
+    for t0, t1, *_ in phases:
+        offsets[t0 * chunk : t1 * chunk] = (first + taps[t0:t1]).reshape(-1)
+    return offsets
 
 
 def _tiling(phases, step, copies, parts, offsets, depth, chunk, panel, runs):
