@@ -233,6 +233,8 @@ READ = """() => {
 WALK = """() => {
   const all = selector => [...document.querySelectorAll(selector)], index = cell => Number(cell.dataset.index);
   const lit = name => all(`#stage [data-name=${name}].lit`).map(index);
+  const corners = name => all(`#stage [data-name=${name}]`).filter(cell => cell.querySelector(".corner").textContent)
+    .map(cell => [index(cell), cell.querySelector(".corner").textContent]);
   const steps = [], { max } = document.getElementById("scrub");
   for (;;) {
     steps.push({
@@ -241,6 +243,7 @@ WALK = """() => {
       total: document.querySelector("#terms .total")?.textContent,
       entries: all("#drawing .entry.lit").map(e => [Number(e.dataset.row), Number(e.dataset.column)]),
       lit: { x: lit("x"), w: lit("w"), y: lit("y") },
+      corners: { x: corners("x"), w: corners("w"), y: corners("y") },
       y: all("#stage [data-name=y]").sort((a, b) => index(a) - index(b)).map(cell => cell.firstChild.textContent),
     });
     if (steps.length > Number(max)) return steps;
@@ -270,6 +273,11 @@ def factors(text):
     """The two numbers of '3 x (-2)', whatever stands before."""
     left, right = text.rsplit("+= ", 1)[-1].split(" \N{MULTIPLICATION SIGN} ")
     return number(left.strip("()")), number(right.strip("()"))
+
+
+def corner(text):
+    """The number of a corner: a factor, or what is added."""
+    return number(text.lstrip("\N{MULTIPLICATION SIGN}+"))
 
 
 def product_of(step):
@@ -332,11 +340,68 @@ def test_cells_and_products_are_the_librarys(on, case):
             assert set(step["lit"][name]) == {term[position] for term in step["terms"]} | always
         for out, _, _, value in step["terms"]:
             so_far[out] += value
+        corners = {name: {(cell, corner(text)) for cell, text in step["corners"][name]} for name in "xwy"}
+        factor_of = {(pixel, w.ravel()[tap]) for _, pixel, tap, _ in step["terms"]}
+        added_to = {(out, value) for out, _, _, value in step["terms"]}
+        beside = {"x": factor_of} if owner == 0 else {"y": added_to}
+        assert corners == {"x": set(), "w": set(), "y": set(), **beside}
         if owner == 0:
             assert number(step["total"].removeprefix("= ")) == y.ravel()[index] == so_far[index]
             assert numbers(step["y"]) == y.ravel().tolist()
         else:
             assert numbers(step["y"]) == so_far.tolist()
+
+
+@pytest.mark.parametrize(
+    ("link", "grid", "top", "left", "rows", "columns"),
+    [
+        ("op=conv&input=5x5&kernel=3x2&stride=2&padding=1&step=4", "x", 2, 2, 3, 2),
+        ("op=conv&input=6x6&kernel=2x2&dilation=3x2&padding=-1:1x0&step=5", "x", 2, 1, 4, 3),
+        ("op=scatter&input=3x3&kernel=3x2&stride=2&padding=1&step=4", "y", 2, 2, 3, 2),
+        ("op=gather&input=3x3&kernel=3x2&stride=2&padding=1&step=6", "x", 1, 2, 3, 2),
+        ("op=gather&input=3&kernel=3&stride=2&padding=-1:0&step=0", "x", 0, 0, 1, 3),
+    ],
+)
+def test_the_outline_is_around_the_cells_that_meet_taps(on, link, grid, top, left, rows, columns):
+    page = on(link)
+    page.wait_for_function("() => document.getAnimations().length === 0")  # it has moved there
+    outline = page.locator(f"#stage .{grid} .window").bounding_box()
+    lines = page.locator(f"#stage .{grid} [role=row]")
+    first = lines.nth(top).locator(".cell").nth(left).bounding_box()
+    last = lines.nth(top + rows - 1).locator(".cell").nth(left + columns - 1).bounding_box()
+    for axis, size in (("x", "width"), ("y", "height")):
+        assert outline[axis] == pytest.approx(first[axis], abs=1.5)
+        assert outline[axis] + outline[size] == pytest.approx(last[axis] + last[size], abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("link", "grid", "expected"),
+    [  # p is a pixel, 0 padding, - a zero between, x cropped
+        ("op=conv&input=2x3&kernel=1&padding=1:0x-1:1", "x", ["x000", "xpp0", "xpp0"]),
+        (
+            "op=gather&input=2x2&kernel=3x2&stride=2&padding=1:0x0",
+            "x",
+            ["00000", "0p-p0", "0---0", "0p-p0", "00000", "00000"],
+        ),
+        ("op=gather&input=3&kernel=2&padding=2:0", "x", ["xpp0"]),
+        ("op=conv&input=3&kernel=1&padding=0:-1", "x", ["ppx"]),
+        ("op=gather&input=3&kernel=1&padding=0:1", "x", ["ppx"]),
+        ("op=scatter&input=2&kernel=2&padding=0:1", "y", ["ppx"]),
+        ("op=scatter&input=2x1&kernel=2x1&stride=2x1&padding=1:0x0", "y", ["x", "p", "p", "p"]),
+        ("op=scatter&input=2&kernel=1&stride=3&padding=-1:1&output_padding=2", "y", ["pppppp"]),
+    ],
+)
+def test_what_is_drawn_around_the_arrays(on, link, grid, expected):
+    letters = {"pixel": "p", "pad": "0", "gap": "-", "cropped": "x"}
+    rows = on(link).locator(f"#stage .{grid} [role=row]")
+    found = rows.evaluate_all("rows => rows.map(row => [...row.children].map(cell => cell.classList[1]))")
+    assert ["".join(letters[kind] for kind in row) for row in found] == expected
+
+
+@pytest.mark.parametrize(("op", "order"), [("conv", [0, 1, 2, 3]), ("scatter", [0, 1, 2, 3]), ("gather", [3, 2, 1, 0])])
+def test_a_gather_has_the_kernel_flipped(on, op, order):
+    cells = on(f"op={op}&input=3x3&kernel=2x2").locator("#stage [data-name=w]")
+    assert cells.evaluate_all("cells => cells.map(cell => Number(cell.dataset.index))") == order
 
 
 def test_numbers_that_are_not_whole(on):
