@@ -93,14 +93,15 @@ assert np.allclose(grad_x, loopconv.conv_transpose(grad, w))
 #
 #     T(x, w, y)  =  sum over n, k, c, p, r of  y[n, k, p] * w[k, c, r] * x[n, c, p*stride + r*dilation - padding]
 #
-# Leave one array out, and what is left to compute is it. A convolution leaves `y` out, its transpose leaves `x` out,
-# and their gradients leave out something as well: there is nothing else to compute.
+# Leave one array out, and add up the products of the two others in its place: that is a convolution if it is `y`, a
+# transposed convolution if it is `x`. To differentiate, put `grad` where the output was, and leave out what you
+# differentiate by. There are only three arrays to leave out, so there are only three sums.
 
 # %%
 show(
     contractions(),
     "04-form",
-    "Three lines: forward gives y of x and w, adjoint x of w and y, weight w of x and y; two functions each",
+    "Six lines, one for each function: which of its arguments stands for x, w and y, and which of them it computes",
 )
 
 # %% [markdown]

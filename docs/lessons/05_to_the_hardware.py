@@ -118,7 +118,7 @@ if loopconv.backends()["cython"] == "ready":
 else:
     print("no Cython here:", loopconv.backends()["cython"])
 compiled = numba.njit(forward)
-climb("Numba, as it is", textbook)
+climb("Numba, plain njit", textbook)
 
 # %% [markdown]
 # A compiler has to keep every promise of the language, and two promises of Python are expensive here. An index may be

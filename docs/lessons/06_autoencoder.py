@@ -86,6 +86,10 @@ print(sum(array.size for array in parameters), "numbers to be learned")
 # %%
 
 
+def loss_of(x, parameters):
+    return np.mean((decode(encode(x, parameters)[1], parameters)[1] - x) ** 2)
+
+
 def loss_and_gradients(x, parameters, **more):
     w1, _, w2, _, w3, _, w4, _ = parameters
     hidden1, code = encode(x, parameters, **more)
@@ -109,7 +113,7 @@ def loss_and_gradients(x, parameters, **more):
 few = training[:2]
 somewhere = [array + 0.1 * rng.standard_normal(array.shape) for array in parameters]
 worst = loopconv.gradcheck(
-    lambda *parameters: loss_and_gradients(few, parameters)[0],
+    lambda *parameters: loss_of(few, parameters),
     somewhere,
     lambda grad, *parameters: [grad * array for array in loss_and_gradients(few, parameters)[1]],
 )
@@ -123,7 +127,7 @@ print(f"all 8 gradients are right: largest error {worst.error:.1e}, allowed {wor
 # gradient's square, and goes by the first over the root of the second. Steps get shorter towards the end.
 
 # %%
-STEPS, RATE = 2000, 0.01
+STEPS, RATE = 1500, 0.01
 
 
 def adam(parameters, gradients, means, squares, step):
@@ -135,19 +139,15 @@ def adam(parameters, gradients, means, squares, step):
         parameter -= rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
 
 
-def loss_of(x):
-    return float(np.mean((decode(encode(x, parameters)[1], parameters)[1] - x) ** 2))
-
-
 means, squares = ([np.zeros_like(array) for array in parameters] for _ in range(2))
-losses, checked = [], {0: loss_of(kept_back)}
+losses, checked = [], {0: loss_of(kept_back, parameters)}
 for step in range(1, STEPS + 1):
     batch = training[rng.integers(len(training), size=32)]
     loss, gradients = loss_and_gradients(batch, parameters)
     losses.append(loss)
     adam(parameters, gradients, means, squares, step)
     if step % 20 == 0:
-        checked[step] = loss_of(kept_back)
+        checked[step] = loss_of(kept_back, parameters)
     if step % 250 == 0:
         print(
             f"step {step:>4}   batches {np.mean(losses[-100:]):.4f}   digits kept back {checked[step - step % 20]:.4f}"

@@ -7,10 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from loopconv.figures import canvas as slides
-from loopconv.figures.canvas import INK, MARGIN, ORANGE, QUIET, ROOM, SKY, TINT, VERMILLION, Canvas
+from loopconv.figures.canvas import INK, MARGIN, ORANGE, QUIET, ROOM, SKY, STRONG, TINT, VERMILLION, Canvas
 
 FOLDER = "lesson-pictures"
 DPI = 100  # 1280 x 720 pixels
@@ -110,33 +111,45 @@ def memory(title, note, shape, kernel):
 
 # ------------------------------------------------------------------------------ one form, three sums
 
-CONTRACTIONS = (
-    ("forward", "y", "conv", "conv_transpose_input_grad"),
-    ("adjoint", "x", "conv_transpose", "conv_input_grad"),
-    ("weight", "w", "conv_weight_grad", "conv_transpose_weight_grad"),
+# A function, and its arguments in the places of the large side, the weights and the small side.
+FUNCTIONS = (
+    ("conv", "x", "w", "?"),
+    ("conv_transpose_input_grad", "grad", "w", "?"),
+    ("conv_transpose", "?", "w", "x"),
+    ("conv_input_grad", "?", "w", "grad"),
+    ("conv_weight_grad", "x", "?", "grad"),
+    ("conv_transpose_weight_grad", "grad", "?", "x"),
 )
 
 
 def contractions():
-    """Three arrays and three sums: each is made of the two others, and is what two functions compute."""
+    """What stands in the place of which array in each function, and which one is computed of the two others."""
     figure = _slide(
-        "Leave one of the three arrays out, and the sum over the two others is it",
-        "T = sum of y \u00b7 w \u00b7 x over all products; blue is given, orange is computed",
+        "Two convolutions and four gradients are three sums",
+        "each function is given two of the three arrays (blue) and computes the one that is left out (orange, ?)",
     )
-    canvas = Canvas(figure, (MARGIN, TOP, ROOM, BOTTOM - TOP), 15.2, 6.6, "form", largest=0.85)
-    for column, array in enumerate("xwy"):
-        canvas.label((3.1 + 1.3 * column, 0.7), array, share=0.6, weight="bold")
-    for line, (name, result, *functions) in enumerate(CONTRACTIONS):
-        top = 1.2 + 1.85 * line
-        canvas.label((2.2, top + 0.5), name, share=0.4, width=2.2, ha="right", weight="bold")
-        for column, array in enumerate("xwy"):
-            role = "output" if array == result else "input"
-            look = {"linewidth": 3.2} if role == "output" else {"facecolor": TINT["input"]}
-            label = "?" if role == "output" else ""
-            canvas.cell((2.6 + 1.3 * column, top), "active", role, f"{name}.{array}", label, **look)
-        for row, function in enumerate(functions):
-            canvas.label((6.9, top + 0.22 + 0.62 * row), function, share=0.4, width=9, ha="left", family="monospace")
+    canvas = Canvas(figure, (MARGIN, TOP, ROOM, BOTTOM - TOP), 15.4, 7.2, "form", largest=0.85)
+    columns = 4.1, 5.7, 7.3
+    for left, (name, note) in zip(columns, (("x", "large side"), ("w", "weights"), ("y", "small side"))):
+        canvas.label((left + 0.6, 0.2), name, share=0.5, weight="bold")
+        canvas.label((left + 0.6, 0.75), note, share=0.28, width=1.6, color=QUIET)
+    for line, (function, *places) in enumerate(FUNCTIONS):
+        top = 1.15 + 0.92 * line + 0.3 * (line // 2)
+        if line % 2 == 0:
+            name = ("forward", "adjoint", "weight")[line // 2]
+            canvas.label((3.3, top + 0.92), f"{name} sum", share=0.4, width=3.3, ha="right", weight="bold")
+        for left, text in zip(columns, places):
+            _place(canvas, (left, top), text)
+        canvas.label((9.0, top + 0.4), function, share=0.4, width=9, ha="left", family="monospace")
     return figure
+
+
+def _place(canvas, at, text):
+    """A cell wide enough for a word; heavy and orange where the result is."""
+    computed = text == "?"
+    color, line = (STRONG["output"], 3.0) if computed else (STRONG["input"] if text == "grad" else TINT["input"], 1.2)
+    canvas.axes.add_artist(Rectangle(at, 1.2, 0.8, facecolor=color, edgecolor=INK, linewidth=line, clip_on=False))
+    canvas.label((at[0] + 0.6, at[1] + 0.4), text, share=0.4)
 
 
 def agreement(title, note, panels):
@@ -146,12 +159,15 @@ def agreement(title, note, panels):
     """
     figure = _slide(title, note)
     side = min((ROOM - 1.0) / len(panels) - 0.4, BOTTOM - TOP - 1.2)
+    top = (TOP + BOTTOM - side) / 2
     for number, (caption, claimed, measured) in enumerate(panels):
-        axes = _axes(figure, MARGIN + 0.9 + number * (side + 0.5), TOP + 0.35, side, side)
+        axes = _axes(figure, MARGIN + 0.9 + number * (side + 0.5), top, side, side)
         limit = 1.08 * max(np.abs(claimed).max(), np.abs(measured).max())
         axes.plot([-limit, limit], [-limit, limit], color=QUIET, linewidth=1.2, zorder=1)
         axes.plot(measured.ravel(), claimed.ravel(), "o", color=BLUE, markersize=3.5, alpha=0.6, markeredgewidth=0)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_title(caption, fontsize=15, loc="left", color=INK, weight="bold")
         axes.set_xlabel("measured", fontsize=14)
         if number == 0:
@@ -173,10 +189,11 @@ def images(title, note, rows, captions=()):
     side = min((ROOM - edge) / most, room / len(rows))
     for row, (label, pictures) in enumerate(rows):
         top = TOP + over + (room - side * len(rows)) / 2 + row * side
+        limits = {"vmin": min(map(np.min, pictures)), "vmax": max(map(np.max, pictures))}
         figure.text(MARGIN / slides.WIDTH, 1 - (top + side / 2) / slides.HEIGHT, label, fontsize=14, va="center")
         for column, picture in enumerate(pictures):
             axes = _axes(figure, MARGIN + edge + column * side, top + 0.05, side - 0.1, side - 0.1)
-            axes.imshow(picture, cmap="gray_r", interpolation="nearest", vmin=np.min(pictures), vmax=np.max(pictures))
+            axes.imshow(picture, cmap="gray_r", interpolation="nearest", **limits)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=QUIET, linewidth=0.8)
             if row == 0 and captions:
@@ -203,7 +220,7 @@ def ladder(title, note, rungs, peaks):
         above = {"textcoords": "offset points", "xytext": (4, 8 + 20 * number), "annotation_clip": False}
         axes.annotate(f"{name}: {rate:.0f}", (rate, len(rungs) - 0.5), fontsize=14, ha="right", color=INK, **above)
     columns = {1.19: ("GFLOP/s", [_short(rate) for rate in rates]),
-               1.4: ("of the peak", [f"{_short(100 * rate / peaks[0][1])} %" for rate in rates])}  # fmt: skip
+               1.4: ("of one core", [f"{_short(100 * rate / peaks[0][1])} %" for rate in rates])}  # fmt: skip
     across = {"transform": axes.get_yaxis_transform(), "ha": "right", "color": INK}
     for right, (heading, texts) in columns.items():
         axes.text(right, len(rungs) - 0.35, heading, fontsize=13, **{**across, "color": QUIET})
