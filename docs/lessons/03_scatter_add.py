@@ -281,7 +281,7 @@ assert np.array_equal(result.reshape(4, 4), y)
 #
 # ## Try it
 #
-# - Give `scatter` a `dilation`. One slice has to change; compare with `loopconv.conv_transpose`.
+# - Give `scatter` a `dilation`: a size and a slice have to change. Compare with `loopconv.conv_transpose`.
 # - Which `output_padding` makes 7 pixels of 3, with 3 taps at stride 2 and no padding? Is there one for 8, and for 9?
 # - Draw `figures.contribution_map` for a kernel of 5 at stride 3, then for one of 6.
 # - From a shell: `python -m loopconv explain --transposed --input 3x3 --kernel 3x3 --stride 2 --padding 1`

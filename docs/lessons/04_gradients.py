@@ -140,11 +140,13 @@ for op, (source, options) in calls.items():
 # %% [markdown]
 # ## A published notebook, reproduced
 #
-# A notebook that is often found by those who ask for "the gradient of a transposed convolution" works out one case:
-# 4 channels of 17 by 17 numbers, one 9 by 9 kernel for each, an image of 25 by 25, and the squared error, summed.
-# It was made with an early PyTorch and `manual_seed(0)`, and it prints a cost of 656.59412 and, of the gradient, a
-# mean of -0.0020146435 and a standard deviation of 0.62366945. NumPy still has the random numbers of that time: the
-# Mersenne Twister in `RandomState`, from which normal numbers were made in pairs (the method of Box and Muller).
+# Somebody has published a notebook on the gradient of a transposed convolution with respect to its input. It has a
+# *code* of 4 channels of 17 by 17 numbers, a 9 by 9 kernel for each, an image of 25 by 25 that they make, and the
+# squared error of that image, summed. It was made with an early PyTorch and `manual_seed(0)`, and it prints a cost of
+# 656.59412 and, of the gradient, a mean of -0.0020146435 and a standard deviation of 0.62366945.
+#
+# NumPy still has the random numbers of that time: the Mersenne Twister of `RandomState`, from which PyTorch made normal
+# numbers in pairs, by the method of Box and Muller.
 
 # %%
 twister = np.random.RandomState(0)

@@ -133,12 +133,12 @@ climb("Numba", lambda: loopconv.conv(x, w, **settings, backend="numba"))
 # ## Rung 4: several threads
 #
 # The outermost loop goes over planes of the output, each of which is written by one thread. Every sum is added up in
-# the same order as before, so the result has the same bits.
+# the same order, however many threads there are, so the result has the same bits.
 
 # %%
-serial = loopconv.conv(x, w, **settings, backend="numba")
+by_one = loopconv.conv(x, w, **settings, backend="parallel")
 loopconv.set_num_threads(threads)
-assert np.array_equal(loopconv.conv(x, w, **settings, backend="parallel"), serial)
+assert np.array_equal(loopconv.conv(x, w, **settings, backend="parallel"), by_one)
 if threads > 1:
     climb(f"Numba, {threads} threads", lambda: loopconv.conv(x, w, **settings, backend="parallel"))
 else:
