@@ -18,6 +18,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 ARGUMENTS = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
+TIMEOUT = 120_000  # milliseconds that a busy machine may take for what takes a few
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 
@@ -55,6 +56,7 @@ def opened(browser, page_file):
 
     def open_page(link="", size=DESKTOP, file=page_file, before=lambda page: None, **settings):
         contexts.append(browser.new_context(**size, **settings))
+        contexts[-1].set_default_timeout(TIMEOUT)
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: complaints.append(f"{error}"))
         page.on("console", lambda message: complaints.append(message.text))
@@ -233,6 +235,8 @@ READ = """() => {
 WALK = """() => {
   const all = selector => [...document.querySelectorAll(selector)], index = cell => Number(cell.dataset.index);
   const lit = name => all(`#stage [data-name=${name}].lit`).map(index);
+  const corners = name => all(`#stage [data-name=${name}]`).filter(cell => cell.querySelector(".corner").textContent)
+    .map(cell => [index(cell), cell.querySelector(".corner").textContent]);
   const steps = [], { max } = document.getElementById("scrub");
   for (;;) {
     steps.push({
@@ -241,6 +245,7 @@ WALK = """() => {
       total: document.querySelector("#terms .total")?.textContent,
       entries: all("#drawing .entry.lit").map(e => [Number(e.dataset.row), Number(e.dataset.column)]),
       lit: { x: lit("x"), w: lit("w"), y: lit("y") },
+      corners: { x: corners("x"), w: corners("w"), y: corners("y") },
       y: all("#stage [data-name=y]").sort((a, b) => index(a) - index(b)).map(cell => cell.firstChild.textContent),
     });
     if (steps.length > Number(max)) return steps;
@@ -258,8 +263,13 @@ def read(page):
     return page.evaluate(READ)
 
 
+def plain(text):
+    """With quotes and minus signs of ASCII."""
+    return re.sub("[\u201c\u201d]", "'", text).replace("\N{MINUS SIGN}", "-")
+
+
 def number(text):
-    return int(text.replace("\N{MINUS SIGN}", "-"))
+    return int(plain(text))
 
 
 def numbers(texts):
@@ -270,6 +280,11 @@ def factors(text):
     """The two numbers of '3 x (-2)', whatever stands before."""
     left, right = text.rsplit("+= ", 1)[-1].split(" \N{MULTIPLICATION SIGN} ")
     return number(left.strip("()")), number(right.strip("()"))
+
+
+def corner(text):
+    """The number of a corner: a factor, or what is added."""
+    return number(text.lstrip("\N{MULTIPLICATION SIGN}+"))
 
 
 def product_of(step):
@@ -286,6 +301,7 @@ def on(browser, page_file):
         name = f"{size}"
         if name not in pages:
             pages[name] = browser.new_context(**size).new_page()
+            pages[name].set_default_timeout(TIMEOUT)
             pages[name].on("pageerror", lambda error: errors.append(f"{error}"))
             pages[name].goto(page_file.as_uri())
         pages[name].evaluate(FOLLOW, link)
@@ -332,11 +348,81 @@ def test_cells_and_products_are_the_librarys(on, case):
             assert set(step["lit"][name]) == {term[position] for term in step["terms"]} | always
         for out, _, _, value in step["terms"]:
             so_far[out] += value
+        corners = {name: {(cell, corner(text)) for cell, text in step["corners"][name]} for name in "xwy"}
+        factor_of = {(pixel, w.ravel()[tap]) for _, pixel, tap, _ in step["terms"]}
+        added_to = {(out, value) for out, _, _, value in step["terms"]}
+        beside = {"x": factor_of} if owner == 0 else {"y": added_to}
+        assert corners == {"x": set(), "w": set(), "y": set(), **beside}
         if owner == 0:
             assert number(step["total"].removeprefix("= ")) == y.ravel()[index] == so_far[index]
             assert numbers(step["y"]) == y.ravel().tolist()
         else:
             assert numbers(step["y"]) == so_far.tolist()
+
+
+@pytest.mark.parametrize(
+    ("link", "grid", "top", "left", "rows", "columns"),
+    [
+        ("op=conv&input=5x5&kernel=3x2&stride=2&padding=1&step=4", "x", 2, 2, 3, 2),
+        ("op=conv&input=6x6&kernel=2x2&dilation=3x2&padding=-1:1x0&step=5", "x", 2, 1, 4, 3),
+        ("op=scatter&input=3x3&kernel=3x2&stride=2&padding=1&step=4", "y", 2, 2, 3, 2),
+        ("op=gather&input=3x3&kernel=3x2&stride=2&padding=1&step=6", "x", 1, 2, 3, 2),
+        ("op=gather&input=3&kernel=3&stride=2&padding=-1:0&step=0", "x", 0, 0, 1, 3),
+    ],
+)
+def test_the_outline_is_around_the_cells_that_meet_taps(on, link, grid, top, left, rows, columns):
+    page = on(link)
+    page.wait_for_function("() => document.getAnimations().length === 0")  # it has moved there
+    outline = page.locator(f"#stage .{grid} .window").bounding_box()
+    lines = page.locator(f"#stage .{grid} [role=row]")
+    first = lines.nth(top).locator(".cell").nth(left).bounding_box()
+    last = lines.nth(top + rows - 1).locator(".cell").nth(left + columns - 1).bounding_box()
+    for axis, size in (("x", "width"), ("y", "height")):
+        assert outline[axis] == pytest.approx(first[axis], abs=1.5)
+        assert outline[axis] + outline[size] == pytest.approx(last[axis] + last[size], abs=1.5)
+
+
+def test_entries_stand_at_their_rows_and_columns(on):
+    page = on("op=scatter&input=3x2&kernel=2x2&stride=2x1&step=3")
+    x, y = ([mark.bounding_box() for mark in page.locator(f"#drawing .of-{name}").all()] for name in "xy")
+    assert (len(x), len(y)) == (6, 18)
+    for entry in page.locator("#drawing .entry").all():
+        box, row, column = (
+            entry.bounding_box(),
+            *(int(entry.get_attribute(f"data-{axis}")) for axis in ("row", "column")),
+        )
+        assert box["x"] == pytest.approx(x[column]["x"], abs=0.1)
+        assert box["y"] == pytest.approx(y[row]["y"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("link", "grid", "expected"),
+    [  # p is a pixel, 0 padding, - a zero between, x cropped
+        ("op=conv&input=2x3&kernel=1&padding=1:0x-1:1", "x", ["x000", "xpp0", "xpp0"]),
+        (
+            "op=gather&input=2x2&kernel=3x2&stride=2&padding=1:0x0",
+            "x",
+            ["00000", "0p-p0", "0---0", "0p-p0", "00000", "00000"],
+        ),
+        ("op=gather&input=3&kernel=2&padding=2:0", "x", ["xpp0"]),
+        ("op=conv&input=3&kernel=1&padding=0:-1", "x", ["ppx"]),
+        ("op=gather&input=3&kernel=1&padding=0:1", "x", ["ppx"]),
+        ("op=scatter&input=2&kernel=2&padding=0:1", "y", ["ppx"]),
+        ("op=scatter&input=2x1&kernel=2x1&stride=2x1&padding=1:0x0", "y", ["x", "p", "p", "p"]),
+        ("op=scatter&input=2&kernel=1&stride=3&padding=-1:1&output_padding=2", "y", ["pppppp"]),
+    ],
+)
+def test_what_is_drawn_around_the_arrays(on, link, grid, expected):
+    letters = {"pixel": "p", "pad": "0", "gap": "-", "cropped": "x"}
+    rows = on(link).locator(f"#stage .{grid} [role=row]")
+    found = rows.evaluate_all("rows => rows.map(row => [...row.children].map(cell => cell.classList[1]))")
+    assert ["".join(letters[kind] for kind in row) for row in found] == expected
+
+
+@pytest.mark.parametrize(("op", "order"), [("conv", [0, 1, 2, 3]), ("scatter", [0, 1, 2, 3]), ("gather", [3, 2, 1, 0])])
+def test_a_gather_has_the_kernel_flipped(on, op, order):
+    cells = on(f"op={op}&input=3x3&kernel=2x2").locator("#stage [data-name=w]")
+    assert cells.evaluate_all("cells => cells.map(cell => Number(cell.dataset.index))") == order
 
 
 def test_numbers_that_are_not_whole(on):
@@ -347,7 +433,7 @@ def test_numbers_that_are_not_whole(on):
     y = loopconv.conv(x, w, backend="reference", **keywords(settings)).ravel()
     # At most 4 products a sum: their rounding errors.
     np.testing.assert_allclose(found["exact y"], y, rtol=0, atol=8 * np.finfo(float).eps * np.abs(y).max() * 4)
-    shown = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found["y"]]
+    shown = [float(plain(text)) for text in found["y"]]
     np.testing.assert_allclose(shown, y, rtol=6e-4)
 
 
@@ -461,7 +547,8 @@ def test_a_number_that_is_none_or_out_of_range(on, typed):
     before = read(page)
     page.locator("#stride-0-number").fill(typed)
     found = read(page)
-    assert found["problem"] == f"stride must be a whole number from 1 to 4, got {typed or 'nothing'}."
+    given = f"'{typed}'" if typed == "1e1" else typed or "nothing"
+    assert plain(found["problem"]) == f"stride must be a whole number from 1 to 4, got {given}."
     assert found["stale"]
     page.locator("#stride-0-number").blur()
     assert read(page) == before
@@ -474,7 +561,7 @@ def test_a_value_that_is_no_number(on, typed):
     cell = page.locator("#stage .x input").first
     cell.fill(typed)
     found = read(page)
-    assert found["problem"].startswith("A value must be a number from \N{MINUS SIGN}1000000 to 1000000, got ")
+    assert plain(found["problem"]).startswith("A value must be a number from -1000000 to 1000000, got ")
     assert cell.get_attribute("aria-invalid") == "true"
     assert found["y"] == before["y"]
     cell.blur()
@@ -486,22 +573,22 @@ def test_a_value_that_is_no_number(on, typed):
     [
         ("stride=9", "stride must be a whole number from 1 to 4, got 9."),
         ("stride=", "stride must be a whole number from 1 to 4, got nothing."),
-        ("stride=NaN", "stride must be a whole number from 1 to 4, got NaN."),
-        ("stride=%E2%88%922", "stride must be a whole number from 1 to 4, got \N{MINUS SIGN}2."),
-        ("padding=-3", "padding must be a whole number from \N{MINUS SIGN}2 to 6, got -3."),
-        ("padding=1:2:3", "padding must be one number or two with a colon between, got 1:2:3."),
+        ("stride=NaN", "stride must be a whole number from 1 to 4, got 'NaN'."),
+        ("stride=%E2%88%922", "stride must be a whole number from 1 to 4, got '-2'."),
+        ("padding=-3", "padding must be a whole number from -2 to 6, got -3."),
+        ("padding=1:2:3", "padding must be one number or two with a colon between, got '1:2:3'."),
         ("input=5x5x5", "input must have one or two sizes, got 3."),
-        ("input=5x5&kernel=3x3x3", "kernel must be one number or 2 with an x between, got 3x3x3."),
-        ("op=deconv", "op must be one of conv, scatter, gather, got \N{LEFT DOUBLE QUOTATION MARK}deconv"),
+        ("input=5x5&kernel=3x3x3", "kernel must be one number or 2 with an x between, got '3x3x3'."),
+        ("op=deconv", "op must be one of conv, scatter, gather, got 'deconv"),
         ("by=row", "by must be one of cell, tap, got"),
-        ("colour=red", "nothing here is called \N{LEFT DOUBLE QUOTATION MARK}colour"),
+        ("colour=red", "nothing here is called 'colour"),
         ("__proto__=1", "nothing here is called"),
         ("x=1,2,3", "x must have 25 values, got 3."),
         ("x=constructor", "A value must be a number"),
         ("w=1,2,3,4,5,6,7,8,q", "A value must be a number"),
         ("groups=2", "groups must divide the input and the output channels, got groups 2 for 1 and 1."),
         ("stride=%", "stride is not written as a link can have it."),
-        ("step=x", "step must be a whole number from 0 to 4096, got x."),
+        ("step=x", "step must be a whole number from 0 to 4096, got 'x'."),
         ("<img src=x onerror=alert(1)>", "nothing here is called"),
         ("stride=" + "9" * 9000, "stride must be a whole number from 1 to 4, got 99999999999999999999."),
     ],
@@ -509,7 +596,7 @@ def test_a_value_that_is_no_number(on, typed):
 def test_a_link_that_says_nothing_sensible(on, link, sentence):
     before = read(on("input=6x5&kernel=2x3&stride=2"))
     found = read(on(link))
-    assert found.pop("problem").startswith(f"This link cannot be shown: {sentence}")
+    assert plain(found.pop("problem")).startswith(f"This link cannot be shown: {sentence}")
     assert before.pop("problem") == ""
     assert found == before
 
@@ -757,7 +844,7 @@ def test_its_state_is_in_its_link(opened):
     assert read(opened(link)) == read(page)
     page.evaluate("() => { location.hash = 'input=6&kernel=3'; }")
     page.wait_for_function("() => document.getElementById('count').textContent === '1 / 4'")
-    page.go_back()
+    page.evaluate("() => history.back()")
     page.wait_for_function("() => document.getElementById('count').textContent === '2 / 4'")
     assert page.url.endswith(link)
 
