@@ -276,7 +276,7 @@ def test_shares_depend_on_what_sums_may_take(force):
 
 # ------------------------------------------------------------------------- every tile shape: depthwise
 
-DEPTHWISE = ((1, 1), (2, 2), (1, 7), (4, 2), (8, 1))
+DEPTHWISE = ((1, 1), (2, 2), (1, 7), (8, 1))
 
 
 @both(DEPTHWISE, (2, 2))
@@ -342,7 +342,7 @@ def test_weight_in_pieces_chunks_groups_and_parts(swapped, force, launched):
     assert seen == {False, True}  # one part, and several
 
 
-DOTS = ((1, 1), (1, 9), (3, 3), (2, 3), (5, 1))
+DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
 
 
 def test_weight_of_few_pixels_in_many_parts(force):
@@ -387,10 +387,12 @@ WINOGRAD = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])
-@both((SHAPES[0], MIDDLE, SHAPES[-1]))
-def test_winograd_tile_on_odd_sizes(tile, dtype, contraction, m, force, launched):
+@pytest.mark.parametrize(
+    ("m", "tile", "dtype"),
+    [(2, SHAPES[0], FLOAT32), (2, SHAPES[-1], FLOAT32), *itertools.product((2, 4), [MIDDLE], (FLOAT32, FLOAT64))],
+)
+def test_winograd_tile_on_odd_sizes(contraction, m, tile, dtype, force, launched):
     force(winograd_tile=tile)
     rows = tile[0]
     for at, ((n, p, q), padding) in enumerate(WINOGRAD):
@@ -892,9 +894,8 @@ SPECIAL = {
 
 
 def places(shape):
-    """The first, the last and two other indices."""
-    rng = np.random.default_rng(1)
-    return [(0,) * len(shape), tuple(n - 1 for n in shape), *(tuple(rng.integers(shape).tolist()) for _ in range(2))]
+    """The first, the last and another index."""
+    return [(0,) * len(shape), tuple(n - 1 for n in shape), tuple(np.random.default_rng(1).integers(shape).tolist())]
 
 
 @pytest.mark.parametrize("name", SPECIAL)
@@ -1126,17 +1127,16 @@ def test_while_another_call_has_all_threads(force, monkeypatch):
 def _count_builds():
     """Prints whether builds of a kernel, and of what spreads it, came from the disk, and whether some were made."""
     _two_threads()
-    contraction, g = THREADED["dots"]
-    check(contraction, g, FLOAT32, "dots")
+    g = geometry.conv((1, 2, 20, 20), (3, 2, 5, 5))  # in place, and in one part: this kernel alone
+    check("weight", g, FLOAT32, "dots")
     kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 3, 3)
     stats = kernel.serial.stats, launch.compiled_spread().stats
-    print(
-        json.dumps([[sum(getattr(of, name).values()) > 0 for of in stats] for name in ("cache_hits", "cache_misses")])
-    )
+    names = ("cache_hits", "cache_misses")
+    print(json.dumps([[sum(getattr(of, name).values()) for of in stats] for name in names]))
 
 
 def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
-    for found in ([[False, False], [True, True]], [[True, True], [False, False]]):
+    for found in ([[0, 0], [1, 1]], [[1, 1], [0, 0]]):
         status, output, errors = new_python(_count_builds, NUMBA_CACHE_DIR=str(tmp_path), **two_threads)
         assert status == 0, errors[-3000:]
         assert json.loads(output) == found
