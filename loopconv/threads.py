@@ -57,7 +57,6 @@ def _positive(name, n):
     return int(n)
 
 
-@cache
 def _available():
     """Processors this process may use, or fewer where Numba was told to start fewer threads."""
     if text := os.environ.get("NUMBA_NUM_THREADS"):
@@ -65,6 +64,12 @@ def _available():
             return _positive("NUMBA_NUM_THREADS", int(text))
         except ValueError:
             raise ValueError(f"NUMBA_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
+    return _processors()
+
+
+@cache
+def _processors():
+    """Asked once: it takes longer than all else that a small call does about threads."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
