@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod, sqrt
@@ -86,7 +86,6 @@ def register(implementation: Implementation, *, first: bool = False) -> None:
     _loaded.pop(name, None)
     _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
     _table.insert(0 if first else len(_table), implementation)
-    _able.cache_clear()
 
 
 def implementations() -> tuple[Implementation, ...]:
@@ -135,7 +134,6 @@ def _named(contraction, backend, geometry, dtype):
     return row
 
 
-@lru_cache(maxsize=1024)
 def _able(contraction, geometry, dtype):
     """The rows that can run a call, in order of preference."""
     rows = [row for row in _table if row.contraction == contraction]
