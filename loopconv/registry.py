@@ -110,8 +110,9 @@ def select(
     """The function that runs `contraction`: the preferred one, or that of `backend` or `algorithm`, or a ValueError."""
     row = _named(contraction, backend, geometry, dtype) if backend is not None else None
     if row is None:
-        for row in _able(contraction, geometry, dtype):
-            if row.worthwhile(geometry) and (algorithm is None or row.algorithms(geometry)):
+        for row in _table:
+            takes = row.contraction == contraction and row.worthwhile(geometry) and not row.unsupported(geometry, dtype)
+            if takes and not row.missing() and (algorithm is None or row.algorithms(geometry)):
                 break
         else:
             raise ValueError(_why_none(contraction, geometry, dtype, algorithm))
@@ -132,12 +133,6 @@ def _named(contraction, backend, geometry, dtype):
     if reason := row.missing() or row.unsupported(geometry, dtype):
         raise ValueError(f"backend={backend!r} cannot run this call: {reason}")
     return row
-
-
-def _able(contraction, geometry, dtype):
-    """The rows that can run a call, in order of preference."""
-    rows = [row for row in _table if row.contraction == contraction]
-    return [row for row in rows if not row.unsupported(geometry, dtype) and not row.missing()]
 
 
 def _why_none(contraction, geometry, dtype, algorithm):
@@ -243,7 +238,7 @@ for _contraction in CONTRACTIONS:
     register(
         Implementation(
             _contraction, "tiled", partial(_load_tiled, _contraction), _missing_numba,
-            partial(_tiled_unsupported, _contraction), _with_threads, partial(_tiled_algorithms, _contraction),
+            partial(_tiled_unsupported, _contraction), _always, partial(_tiled_algorithms, _contraction),
         )
     )  # fmt: skip
     for _backend, _missing, _unsupported, _worthwhile in (

@@ -739,6 +739,14 @@ def new_python(function, timeout=300, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+@cache
+def protect():
+    """The system's function that sets what may be done with pages."""
+    function = ctypes.CDLL(None, use_errno=True).mprotect
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
+
+
 def guarded(shape, dtype, at_end):
     """An array of NaN that ends where a protected page begins, or begins where one ends."""
     dtype, page = np.dtype(dtype), mmap.PAGESIZE
@@ -746,10 +754,8 @@ def guarded(shape, dtype, at_end):
     inner = max(-(-size * dtype.itemsize // page), 1) * page
     pages = mmap.mmap(-1, inner + 2 * page)
     start = np.frombuffer(pages, np.uint8).ctypes.data
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for address in (start, start + page + inner):
-        if protect(address, page, 0):  # PROT_NONE
+        if protect()(address, page, 0):  # PROT_NONE
             raise OSError(ctypes.get_errno(), "mprotect failed")
     offset = page + inner - size * dtype.itemsize if at_end else page
     array = np.frombuffer(pages, dtype, size, offset).reshape(shape)
@@ -849,13 +855,13 @@ def _guarded_calls():
             given = operands(g, dtype) | bias_of(contraction, g, dtype)
             expected = judged(contraction, g, given)
             wanted = [*ways(contraction, g)]
-            if contraction != "weight":
+            if contraction != "weight" and dtype == FLOAT32:
                 wanted += [(f"planned {way}", f"planned {algorithm}", forced) for way, algorithm, forced in wanted]
             for way, algorithm, forced in wanted:
                 if dtype == FLOAT32 and "direct_tile" in forced:
                     forced = {"direct_tile": (*shape, *forced["direct_tile"][2:])}
                 choose(patch, **FEW | forced)
-                for guards.at_end in (True, False):
+                for guards.at_end in (True, False)[: 2 if dtype == FLOAT32 else 1]:
                     label = f"{contraction} {name} {dtype} {way} {forced} {'end' if guards.at_end else 'beginning'}"
                     print(label, g, flush=True)
                     tolerance = rounding(contraction, g, given, algorithm.removeprefix("planned "))
