@@ -250,8 +250,8 @@ def test_direct_in_chunks_parts_and_shares(contraction, way, force, monkeypatch)
         monkeypatch.setattr(panels, name, lambda *given, tiling=tiling: made.append(tiling(*given)) or made[-1])
     C, M = 5, 2 * MIDDLE[0] + 1
     c, k = (C, M) if contraction == "forward" else (M, C)
-    two = 2 * 9 * MIDDLE[1] * tiles.vector_bytes()  # gathered channels of 3x3 taps
-    for panel_bytes, sums_bytes, units in itertools.product((1, two, 20 << 10), (1, 96 << 10), (1, 16)):
+    some = 2 * (9 if way == "gathered" else 4) * MIDDLE[1] * tiles.vector_bytes()  # about two channels' panels
+    for panel_bytes, sums_bytes, units in itertools.product((1, some, 20 << 10), (1, 96 << 10), (1, 16)):
         for part in (1, 2, 4):
             sizes = {"PANEL_BYTES": panel_bytes, "SUMS_BYTES": sums_bytes, "UNITS": units, "PART": part}
             force(direct_tile=(*MIDDLE, *DIRECT[way]), **sizes)
