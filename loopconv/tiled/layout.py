@@ -202,9 +202,10 @@ def fan(layout):
     return step if are_equal and side_by_side else 1
 
 
-def is_in_place(layout, sizes):
+def is_in_place(layout, sizes, steps):
     """Whether the source array can be read as it is: one plane without gaps, so that no tap meets padding."""
-    return len(layout.source) == 1 and layout.plane == prod(sizes) and layout.pitches == layout.lengths == sizes
+    is_dense = layout.pitches == layout.lengths == sizes and steps[1:3] == (sizes[1] * sizes[2], sizes[2])
+    return len(layout.source) == 1 and layout.plane == prod(sizes) and is_dense
 
 
 def _plane(axes):

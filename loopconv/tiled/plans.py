@@ -25,7 +25,9 @@ from loopconv.tiled.tiles import (
     direct_part,
     direct_tile,
     dots_tile,
+    few_lanes,
     lanes,
+    together,
     weight_tile,
     winograd_tile,
 )
@@ -110,7 +112,7 @@ def direct_plan(t):
     part = direct_part(layout, width, gathered)
     # a copy has room after its end for what the last part reads past it
     in_place = (
-        not gathered and is_in_place(layout, t.source.sizes) and t.geometry.batch == p.N
+        not gathered and is_in_place(layout, t.source.sizes, t.source.steps)
         and min(layout.results[:, -1], default=0) >= part * width
     )  # fmt: skip
     room = PANEL_BYTES // dtype.itemsize
@@ -248,6 +250,8 @@ def _source_table(t):
 
 def _source(p, layout, C, sizes, steps):
     """What the packers have to know of a source and of its planes."""
+    if is_in_place(layout, sizes, steps):  # one long row
+        layout, sizes = dense_layout((1, 1, prod(sizes))), (1, 1, prod(sizes))
     return [
         p.G * C, p.G * C * steps[0], *steps[:3], *sizes, *layout.lengths[:2], *layout.pitches[1:], layout.origin,
         layout.plane, len(layout.source), *layout.source.reshape(-1).tolist(),
@@ -268,7 +272,7 @@ def _pack_weights(t, rows):
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
     size = blocks * rows * C * T
-    kernel = compiled(packers.make_pack_weights, rows)
+    kernel = compiled(packers.make_pack_weights, rows, few_lanes(t.dtype))
     return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
 
 
@@ -315,7 +319,7 @@ def dots_plan(geometry, dtype):
     layout = t.layout
     _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y, dtype)
     pack, rooms, name = (), {}, "x"
-    if not (is_in_place(layout, p.x) and geometry.batch == p.N):
+    if not is_in_place(layout, p.x, p.x_step):
         stage, rooms = _pack_source(t, 0)
         pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
     units = p.G * -(-p.K // rows) * p.C
@@ -354,5 +358,5 @@ def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
     units = p.N * p.G * -(-C // width)
     size = units * layout.channel * width
     numbers = np.array([C, *_source(p, layout, C, sizes, steps)], np.int64)
-    kernel = compiled(packers.make_pack_channels_last, width)
+    kernel = compiled(packers.make_pack_channels_last, width, together(width), few_lanes(dtype))
     return Stage(kernel, (name, room), numbers, units, MOVE_MACS * size), {room: size}
