@@ -57,7 +57,7 @@ LEGENDS = {
     ),
     "conv_transpose": (
         (("active", "input", "p,q"), "pixel of this step", "pixel"),
-        (("active", "output", "r,s"), "w[r,s] times it is added", "pixel"),
+        (("active", "output", "r,s"), "w[r,s] times it, added here", "pixel"),
         (("missed", "output", "r,s"), "falls on what padding crops", "cropped"),
         (("pixel", "output", "2"), "products so far", "pixel"),
     ),
