@@ -1,5 +1,6 @@
 """The explorer, driven in a real browser without a screen: what its cells show is what the library computes."""
 
+import json
 import os
 import re
 import shutil
@@ -264,8 +265,13 @@ FOLLOW = """link => {
 }"""
 
 
+def asked(page, script):
+    """What a function returns in the page, as text: thousands of nested numbers take the driver seconds."""
+    return json.loads(page.evaluate(f"() => JSON.stringify(({script})())"))
+
+
 def read(page):
-    return page.evaluate(READ)
+    return asked(page, READ)
 
 
 def plain(text):
@@ -327,7 +333,7 @@ def test_cells_and_products_are_the_librarys(on, case):
     by = ("cell", "tap")[case // 3 % 2] if case < 60 else ("cell", "tap")[case % 2]
     x, w = operands(settings, case)
     page = on(link_of(settings, x, w, by=by))
-    steps, at_end = page.evaluate(WALK), read(page)
+    steps, at_end = asked(page, WALK), read(page)
     y = library(settings, x, w)
 
     assert at_end["problem"] == ""
@@ -449,7 +455,7 @@ def test_the_sum_of_an_output_that_is_pointed_at(on, op):
     page = on(link_of(settings, x, w, by="tap"))
     y = library(settings, x, w)
     page.locator("#stage [data-name=y]").nth(1).click()
-    terms = page.evaluate(WALK.replace('document.getElementById("next").click()', "return steps"))[0]["terms"]
+    terms = asked(page, WALK.replace('document.getElementById("next").click()', "return steps"))[0]["terms"]
     assert sorted(map(tuple, terms)) == [row for row in products(settings, x, w) if row[0] == 1]
     assert number(page.locator("#terms .total").text_content().removeprefix("= ")) == y.ravel()[1]
     assert numbers(read(page)["y"]) == y.ravel().tolist()  # whole sums, also where the step has only a part
@@ -490,7 +496,7 @@ def test_the_settings_it_is_written_with(opened, tmp_path, start):
     exec(found["python"], names)
     np.testing.assert_array_equal(names["y"], library(settings, x, w))
     page.locator("#by [value=tap]").check()
-    page.evaluate(WALK)
+    asked(page, WALK)
     assert numbers(read(page)["y"]) == library(settings, x, w).ravel().tolist()
 
 
@@ -507,7 +513,7 @@ REFUSALS = {  # what the library's and the page's sentence have in common
 
 def test_the_page_refuses_what_the_library_refuses(on):
     rng, met = np.random.default_rng(3), dict.fromkeys(REFUSALS, 0)
-    for case in range(100):
+    for case in range(80):
         settings = random_settings(rng, DIRECTIONS[case % 3])
         settings["channels"] = int(rng.integers(1, 5))
         settings["filters"] = min(settings["filters"], 4)
@@ -683,7 +689,7 @@ def test_sliders_and_boxes(on):
         page.locator(f"#op [value={direction}]").check()
         settings["op"] = direction
         page.locator("#by [value=tap]").check()
-        page.evaluate(WALK)
+        asked(page, WALK)
         found = read(page)
         x, w = (np.array(found[f"exact {name}"], int).reshape(shape) for name, shape in zip("xw", shapes(settings)))
         assert numbers(found["y"]) == library(settings, x, w).ravel().tolist()
@@ -733,7 +739,7 @@ def test_every_example_can_be_shown(on):
 def test_the_examples_of_the_documents(on):
     """The sum of shifted kernels, and the matrix of a 3 x 3 kernel over 4 x 4 pixels."""
     page = on("op=scatter&input=2x2&kernel=2x2&x=0,1,2,3&w=0,1,2,3")
-    steps = page.evaluate(WALK)
+    steps = asked(page, WALK)
     assert numbers(steps[-1]["y"]) == [0, 0, 1, 0, 4, 6, 4, 12, 9]
     assert numbers(steps[1]["y"]) == [0, 0, 1, 0, 2, 3, 0, 0, 0]
     found = read(on("op=conv&input=4x4&kernel=3x3"))
@@ -887,7 +893,9 @@ def test_axe_finds_nothing(on, state):
     page = on(STATES[state], PHONE if state in ("start", "gather") else DESKTOP)
     page.evaluate("() => document.querySelectorAll('details').forEach(node => { node.open = true; })")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}})
+    # Of what passes only the rules: to describe every node that passes takes two thirds of the time.
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}, "resultTypes": ["violations"]})
+    assert len(found.response["passes"]) > 10
     assert found.response["violations"] == [], found.generate_report()
 
 
