@@ -724,6 +724,16 @@ def test_values_are_edited_and_filled(on):
     assert found["exact y"] == found["exact x"][1:]
 
 
+@SIZES
+def test_long_values_get_larger_cells(on, size):
+    page = on("op=conv&input=3x3&kernel=2x2&x=-123456,0.333333,1e6,-0.00001234,999999,5,6,7,8", size)
+    fonts = page.locator("#stage [data-index]").evaluate_all(
+        "cells => cells.map(cell => parseFloat(getComputedStyle(cell).fontSize))"
+    )
+    assert min(fonts) >= 10
+    assert page.evaluate("() => document.documentElement.scrollWidth") == size["viewport"]["width"]
+
+
 def test_every_example_can_be_shown(on):
     page = on("")
     links = page.evaluate("() => [...document.querySelectorAll('#examples option')].map(o => o.value).filter(Boolean)")
