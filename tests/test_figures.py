@@ -239,6 +239,15 @@ def test_all_steps():
         }
 
 
+def test_swatches_have_no_labels_where_cells_have_none():
+    for sizes, labelled in (((5, 5), True), ((12, 12), False)):
+        figure = figures.arithmetic(geometry.conv((1, *sizes), (1, 1, 3, 3)))
+        (legend,) = (axes for axes in figure.axes if axes.get_label() == "legend")
+        assert any(label for panel in panels(figure).values() for _, label in panel.cells.values()) == labelled
+        assert ("r,s" in [text.get_text() for text in legend.texts]) == labelled
+        assert ("pixel under the tap r,s" if labelled else "pixel under a tap") in words(figure)
+
+
 def test_some_of_many_steps():
     figure = figures.arithmetic(geometry.conv((1, 8, 9), (1, 1, 2, 2)))
     names = list(panels(figure))
