@@ -89,7 +89,7 @@ def _add_explain(commands):
     explain.add_argument("--transposed", action="store_true", help="a conv_transpose")
     explain.add_argument("--output-padding", type=_pixels, metavar="PIXELS", help="of a conv_transpose: 1 or 1x0")
     explain.add_argument("--output-size", type=_pixels, metavar="SIZES", help="of a conv_transpose, instead: 9 or 9x8")
-    explain.add_argument("--figure", type=Path, metavar="FILE", help="draw it: .png, .svg, .pdf, or moving .gif")
+    explain.add_argument("--figure", type=Path, metavar="FILE", help="draw it: .png, .svg, .pdf, or moving .gif, .mp4")
     explain.add_argument("--html", type=Path, metavar="FILE", help="write the explorer, a page that starts with it")
     explain.set_defaults(run=_explain, error=explain.error)
 

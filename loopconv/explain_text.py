@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from math import prod
 from textwrap import wrap
 
 from loopconv import cli, geometry
 from loopconv.cases import Case
 from loopconv.einsum import letters_of
-from loopconv.explain import preimage_sizes
+from loopconv.explain import geometry_of, preimage_sizes
 from loopconv.text_diagrams import WIDTH, Setting, is_countable, products, reads
 
 BYTES = 4  # of a float32
@@ -23,31 +24,32 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         case = case_of(arguments)
         text = explain(case)
-        wrote = [_write(arguments, name, write, case) for name, write in (("html", _explore), ("figure", _draw))]
+        files = {name: path for name in ("html", "figure") if (path := getattr(arguments, name)) is not None}
+        # All of them are made before one is written, so that a refusal leaves no file.
+        made = {name: _asked(name, path, MAKERS[name], case, path) for name, path in files.items()}
+        for name, path in files.items():
+            _asked(name, path, made[name])
     except ValueError as error:
         arguments.error(str(error))
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
-    print(text, *filter(None, wrote), sep="\n")
+    print(text, *(f"\nWrote {path}." for path in files.values()), sep="\n")
     return 0
 
 
-def _write(arguments, name, write, case):
-    """Write the file that `arguments` have under `name`, if any, and return a line that says so."""
-    if (path := getattr(arguments, name)) is None:
-        return None
+def _asked(name, path, act, *given):
+    """`act(*given)`; what it refuses is said of the option `name`."""
     try:
-        write(case, path)
+        return act(*given)
     except ValueError as error:
         raise ValueError(f"--{name}: {error}") from None
     except OSError as error:
         raise ValueError(f"--{name} must be a file that can be written, got '{path}': {error.strerror}") from None
-    return f"\nWrote {path}."
 
 
-def _draw(case, path):
-    """A picture of all steps, or an animation of them."""
+def _picture(case, path):
+    """What writes a picture of all steps, or an animation of them."""
     from loopconv import figures
     from loopconv.figures.files import path_problem
 
@@ -57,20 +59,25 @@ def _draw(case, path):
     moving = path.suffix.lower() not in figures.STILL
     if problem := path_problem(path, moving):
         raise ValueError(problem)
-    figures.save(figures.animate(case) if moving else figures.arithmetic(case), path)
+    return partial(figures.save, figures.animate(case) if moving else figures.arithmetic(case), path)
 
 
-def _explore(case, path):
+def _page(case, path):
+    """What writes the explorer."""
     from loopconv import explorer
 
     setting = _setting(case)
     g = setting.g
     channels, filters = (g.k, g.c) if setting.scatters else (g.c, g.k)
-    explorer.write(path, {
+    page = explorer.page({
         "op": setting.op, "input": g.output if setting.scatters else g.input, "kernel": g.kernel, "stride": g.stride,
         "padding": setting.pads, "dilation": g.dilation, "groups": g.groups, "channels": channels, "filters": filters,
         "output_padding": setting.rest if setting.scatters else (0,) * g.rank,
     })  # fmt: skip
+    return partial(path.write_text, page, encoding="utf-8")
+
+
+MAKERS = {"html": _page, "figure": _picture}
 
 
 def case_of(arguments: argparse.Namespace) -> Case:
@@ -89,7 +96,9 @@ def case_of(arguments: argparse.Namespace) -> Case:
     if a.transposed:
         settings |= {"output_padding": a.output_padding or 0, "output_size": a.output_size}
     op = "conv_transpose" if a.transposed else "conv"
-    return Case("explain", op, (a.channels, *sizes), (*channels, *kernel), settings)
+    case = Case("explain", op, (a.channels, *sizes), (*channels, *kernel), settings)
+    geometry_of(op, case.x_shape, case.w_shape, **settings, x_name="--input", w_name="--kernel")
+    return case
 
 
 def explain(case: Case) -> str:

@@ -180,7 +180,10 @@ def shape_tuple(name, shape):
     """`shape` as a tuple of non-negative ints."""
     if isinstance(shape, (str, bytes)) or not _is_sequence(shape):
         raise TypeError(f"{name} must be a tuple of ints, got {shown(shape)}")
-    sizes = tuple(integer(name, size) for size in shape)
+    try:
+        sizes = tuple(integer(name, size) for size in shape)
+    except TypeError:
+        raise TypeError(f"{name} must be a tuple of ints, got {shown(shape)}") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"{name} must have no negative sizes, got {shape!r}")
     return sizes
@@ -453,6 +456,8 @@ def pads_between(input, output, kernel, *, stride=1, dilation=1, transposed=Fals
 
     Both directions solve ``N + lo + hi = (n-1)*s + e + output_padding`` with N pixels on the large side.
     """
+    if not isinstance(transposed, bool):
+        raise TypeError(f"transposed must be True or False, got {shown(transposed)}")
     rank = axes_of(input, output, kernel, stride, dilation)
     input = per_axis("input", input, rank, int(transposed))
     output = per_axis("output", output, rank, int(not transposed))

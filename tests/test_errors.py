@@ -117,7 +117,8 @@ for name in PLAIN:
             row(name, {argument: value}, TypeError, f"{argument} must be a tuple of ints", f"got {value!r}")
         right = BASE[name][argument]
         for value in (2.0, NAN, True, np.True_, None, "3", (3,)):
-            row(name, {argument: (*right[:-1], value)}, TypeError, f"{argument} must be an int", f"got {value!r}")
+            shape = (*right[:-1], value)
+            row(name, {argument: shape}, TypeError, f"{argument} must be a tuple of ints", f"got {shape!r}")
         row(name, {argument: (*right[:-1], -2)}, ValueError, f"{argument} must have no negative sizes", "-2)")
         row(name, {argument: ()}, ValueError, f"{argument} must have", "dimensions", "shape ()")
         row(name, {argument: right[:1]}, ValueError, f"{argument} must have", "dimensions", f"shape {right[:1]}")

@@ -137,6 +137,8 @@ def test_the_limit_is_said(monkeypatch):
         ({"op": "dilate"}, ValueError, "op must be one of conv, conv_transpose, got 'dilate'"),
         ({"op": None}, ValueError, "op must be one of conv, conv_transpose, got None"),
         ({"input_shape": 5}, TypeError, "input_shape must be a tuple of ints, got 5"),
+        ({"input_shape": (1, 5.0)}, TypeError, r"input_shape must be a tuple of ints, got \(1, 5.0\)"),
+        ({"input_shape": np.ones((1, 2))}, TypeError, r"input_shape must be a tuple of ints, got array\("),
         ({"input_shape": (1, -5)}, ValueError, r"input_shape must have no negative sizes, got \(1, -5\)"),
         ({"input_shape": (2, 5)}, ValueError, "input_shape must have 1 channels"),
         ({"input_shape": (1, 2)}, ValueError, "weight_shape must fit in the padded input: .* from input_shape"),
@@ -331,3 +333,9 @@ def test_refusals_of_solve_padding(arguments, message):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011 (compared as a whole below)
         loopconv.solve_padding(*arguments)
     assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize("transposed", ["yes", 2, None])
+def test_a_direction_is_true_or_false(transposed):
+    with pytest.raises(TypeError, match=f"^transposed must be True or False, got {transposed!r}$"):
+        loopconv.solve_padding(4, 8, 3, 2, transposed=transposed)

@@ -240,7 +240,8 @@ def refused(capsys, arguments):
         ("--input 1x1x1x1 --kernel 1", "--input must have 1 to 3 axes, got 4"),
         ("--input 5 --kernel 3x3", "kernel must be an int or one int per axis: 1 for this 1-D call, got 2 in (3, 3)"),
         ("--input 5x5 --kernel 3 --stride 1x2x3", "stride must be an int or one int per axis: 2 for this 2-D call"),
-        ("--input 5x5 --kernel 7", "w must fit in the padded input: on spatial axis 0 its 7 taps at dilation 1"),
+        ("--input 5x5 --kernel 7", "--kernel must fit in the padded input: on spatial axis 0 its 7 taps at "
+                                   "dilation 1 cover 7 pixels, got 5 + padding 0 + 0 = 5 from --input of shape "),
         ("--input 5 --kernel 3 --channels 4 --filters 3 --groups 2", "--groups must divide --channels 4 and "
                                                                      "--filters 3, got 2"),
         ("--input 5 --kernel 3 --output-padding 0", "--output-padding and --output-size must come with --transposed"),
@@ -277,18 +278,33 @@ def test_huge_settings_are_quick(arguments, capsys):
 
 def test_html_is_the_explorer_with_the_same_settings(tmp_path, capsys, monkeypatch):
     written = SimpleNamespace()
-    monkeypatch.setattr("loopconv.explorer.write", lambda path, settings: vars(written).update(settings, path=path))
+    monkeypatch.setattr("loopconv.explorer.page", lambda settings: vars(written).update(settings) or "page")
     monkeypatch.chdir(tmp_path)
     command = "--input 3x4 --kernel 3 --stride 2 --padding same --transposed --channels 2 --filters 4 --groups 2"
     assert explained(f"{command} --html a.html") == 0
     assert capsys.readouterr().out.endswith("\n\nWrote a.html.\n")
     assert vars(written) == {
-        "path": Path("a.html"), "op": "conv_transpose", "input": (3, 4), "kernel": (3, 3), "stride": (2, 2),
+        "op": "conv_transpose", "input": (3, 4), "kernel": (3, 3), "stride": (2, 2),
         "padding": ((0, 1), (0, 1)), "dilation": (1, 1), "output_padding": (0, 0), "channels": 2, "filters": 4,
         "groups": 2,
     }  # fmt: skip
     g = geometry.conv_transpose((2, 3, 4), (2, 2, 3, 3), stride=2, padding="same", groups=2)
     assert g == geometry.conv_transpose((2, 3, 4), (2, 2, 3, 3), stride=2, padding=((0, 1), (0, 1)), groups=2)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("--html a.html --figure b.xyz", "--figure: path must end in one of"),
+        ("--html a.html --figure no/b.svg", "--figure: path must be a file in a directory"),
+        ("--html no/a.html --figure b.svg", "--html must be a file that can be written"),
+    ],
+)
+def test_of_two_files_none_is_written_where_one_is_refused(files, message, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, f"--input 5 --kernel 3 {files}").startswith(message)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_html_writes_a_page(tmp_path, monkeypatch):

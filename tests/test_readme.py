@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from loopconv import cli, registry
 
@@ -50,6 +51,16 @@ def test_commands_parse():
             cli._parser().parse_args(shlex.split(command, comments=True))
         except SystemExit:
             pytest.fail(f"README.md has `python -m loopconv{command}`, which does not parse")
+
+
+def test_pictures_are_there_and_one_moves():
+    pictures = re.findall(r"^!\[(.*)\]\((.*)\)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    frames = []
+    for words, name in pictures:
+        assert len(words) > 30  # for those who do not see it
+        with Image.open(README.parent / name) as image:
+            frames.append(getattr(image, "n_frames", 1))
+    assert sum(count > 1 for count in frames) == 1
 
 
 def test_test_command_is_marked():

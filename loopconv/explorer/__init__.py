@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loopconv import explain, geometry
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 # The block of page.html that says what it starts with, and how much it can show.
 _CONFIGURATION = re.compile(r'(?<=<script type="application/json" id="configuration">)[^<]*(?=</script>)')
@@ -22,7 +20,7 @@ _PER_AXIS = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
 _COUNTS = ("channels", "filters", "groups")
 
 
-def write(path: str | PathLike[str], settings: Mapping[str, Any] | None = None) -> None:
+def write(path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> None:
     """Write the explorer, a page that needs neither network nor server.
 
     Parameters
@@ -41,14 +39,23 @@ def write(path: str | PathLike[str], settings: Mapping[str, Any] | None = None) 
     TypeError, ValueError
         As `conv` and `conv_transpose`; also for settings that are unknown, or that the page cannot show: three
         axes, an empty output, or more than fits. No file is written then.
+    OSError
+        If the file cannot be written.
     """
-    page = files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {geometry.shown(path)}")
+    Path(path).write_text(page(settings), encoding="utf-8")
+
+
+def page(settings: Mapping[str, Any] | None = None) -> str:
+    """The text of the page that `write` writes."""
+    html = files(__name__).joinpath("page.html").read_text(encoding="utf-8")
     if settings is not None:
-        (block,) = _CONFIGURATION.findall(page)
+        (block,) = _CONFIGURATION.findall(html)
         configuration = json.loads(block)
         configuration["settings"] = _checked(settings, configuration["limits"])
-        page = _CONFIGURATION.sub(lambda _: f"\n{json.dumps(configuration)}\n", page)
-    Path(path).write_text(page, encoding="utf-8")
+        html = _CONFIGURATION.sub(lambda _: f"\n{json.dumps(configuration)}\n", html)
+    return html
 
 
 def _checked(settings, limits) -> dict[str, Any]:

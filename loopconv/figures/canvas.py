@@ -16,12 +16,14 @@ from matplotlib.textpath import text_to_path
 WIDTH, HEIGHT, MARGIN, DPI = 12.8, 7.2, 0.5, 100
 ROOM = WIDTH - 2 * MARGIN
 LARGEST_CELL = 0.62
-SMALLEST = 5.5  # points of a label
+SMALLEST = 7  # points of a label; on a page of 840 pixels these are 6 pixels
 
 # Colours of Okabe and Ito, which colour-blind people tell apart, and tints and shades of two of them.
 INK, QUIET, FAINT = "#1a1a1a", "#555555", "#9a9a9a"
 ORANGE, SKY, GREEN, YELLOW, VERMILLION, PURPLE = "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7"
-CYCLE = (YELLOW, SKY, VERMILLION, GREEN, PURPLE, ORANGE)  # neighbours differ in lightness; black can be read on all
+# Black can be read on all. In grey, vermillion is as dark as green and orange as light as purple, so that of the first
+# four, taken as 2 x 2, no two that touch look the same.
+CYCLE = (VERMILLION, YELLOW, SKY, GREEN, PURPLE, ORANGE)
 TINT = {"input": "#d9ecf8", "output": "#fbecc5"}
 STRONG = {"input": SKY, "output": ORANGE}
 

@@ -57,7 +57,7 @@ LEGENDS = {
     ),
     "conv_transpose": (
         (("active", "input", "p,q"), "pixel of this step", "pixel"),
-        (("active", "output", "r,s"), "w[r,s] times it is added", "pixel"),
+        (("active", "output", "r,s"), "w[r,s] times it, added here", "pixel"),
         (("missed", "output", "r,s"), "falls on what padding crops", "cropped"),
         (("pixel", "output", "2"), "products so far", "pixel"),
     ),
@@ -160,10 +160,12 @@ def _inserts(view) -> bool:
     return view.op == "zero_inserted" and max(view.g.stride) > 1
 
 
-def _legend(view, kinds) -> list[tuple[tuple[str, str, str], str]]:
-    """Entries for views with cells of these kinds; taps have one index if there is one axis."""
+def _legend(view, kinds, canvases) -> list[tuple[tuple[str, str, str], str]]:
+    """Entries for views with cells of these kinds; taps have one index if there is one axis, none on small cells."""
     kinds = kinds | {"zero"} if kinds & {"padding", "inserted"} else kinds
     entries = [(swatch, text) for swatch, text, kind in LEGENDS[view.op] if kind in kinds]
+    if not any(canvas.fits("0,0") for canvas in canvases):
+        return [((state, role, ""), text.replace("the tap r,s", "a tap")) for (state, role, _), text in entries]
     if view.given.rank == 2:
         return entries
     return [((state, role, label.split(",")[0]), text.replace("r,s", "r")) for (state, role, label), text in entries]
@@ -180,7 +182,7 @@ def _draw_slide(figure, view, number) -> None:
     draw_step(canvas, view, corners, number)
     _draw_edges(canvas, view, corners)
     write(figure, 6.13, words.formula(view, number, "z" if _inserts(view) else "x"), 16)
-    legend(figure, _legend(view, view.kinds))
+    legend(figure, _legend(view, view.kinds, [canvas]))
 
 
 def _draw_sheet(figure, view) -> None:
@@ -196,7 +198,7 @@ def _draw_sheet(figure, view) -> None:
         draw_step(canvas, view, corners, number)
         name = f"{'x' if view.scatters else 'y'}[{words.index(view.own(view.step(number)))}]"
         canvas.caption((0, 0), name, 12, weight="bold")
-    legend(figure, _legend(view, view.kinds))
+    legend(figure, _legend(view, view.kinds, [canvas]))
 
 
 def _chosen(steps) -> np.ndarray:
@@ -211,7 +213,7 @@ def _chosen(steps) -> np.ndarray:
 def _draw_set(figure, op) -> None:
     """The middle step of every known setting."""
     cases = [case for case in SETTINGS.values() if (case.op == "conv") == (op == "conv")]
-    views = [View(case.geometry, op) for case in cases]
+    views, canvases = [View(case.geometry, op) for case in cases], []
     head(figure, f"The arithmetic of {'' if op == 'conv' else 'transposed '}convolutions", TITLES[op].split(": ")[-1])
     for case, view, (left, top, width, height) in zip(
         cases, views, tiled(len(cases), 19, 14, (MARGIN, 1.15, ROOM, 5.2))
@@ -219,13 +221,13 @@ def _draw_set(figure, op) -> None:
         name = case.name.removesuffix(TRANSPOSED)
         columns, rows, corners = layout(view)
         box = (left, top + 0.72, width - 0.3, height - 0.8)
-        canvas = Canvas(figure, box, columns, rows, name.replace(",", "").replace(" ", "-"))
-        draw_step(canvas, view, corners, view.count // 2)
+        canvases.append(Canvas(figure, box, columns, rows, name.replace(",", "").replace(" ", "-")))
+        draw_step(canvases[-1], view, corners, view.count // 2)
         lines = [(name, 13, "bold", 0.26)]
         lines += [(line, 11, "normal", 0.46 + 0.18 * n) for n, line in enumerate(wrap(_brief(view), 36))]
         for line, size, weight, down in lines:
             figure.text(left / WIDTH, 1 - (top + down) / HEIGHT, line, fontsize=size, color=INK, weight=weight)
-    legend(figure, _legend(views[0], set().union(*(view.kinds for view in views))))
+    legend(figure, _legend(views[0], set().union(*(view.kinds for view in views)), canvases))
 
 
 def _brief(view) -> str:
