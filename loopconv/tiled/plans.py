@@ -132,7 +132,7 @@ def direct_plan(t):
          tiling.step, tiling.copies_step, sums, tiling.panel, F],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
-    kernel = compiled(make_direct, n, rows, cols, paneled)
+    kernel = compiled(make_direct, n, few_lanes(dtype), rows, cols, paneled)
     pack, rooms = (None, {}) if in_place else _pack_source(t, part * width + n)
     weights, kept = _pack_weights(t, rows)
     call = Stage(

@@ -70,13 +70,22 @@ def together(width):
 
 # ---------------------------------------------------------------------------- costs, in multiply-adds of vectors
 
-# Copying one vector into a panel, and what a tile costs besides its sums.
-COPY, TILE = 3, 40
+# Copying one vector into a panel; what a tile costs besides its sums; and what each of its vectors does where results
+# are not written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
+COPY, TILE, WRITE = 3, 40, 10
 
-# What a step of a tile costs more where it reads the buffer itself instead of a panel, and channels are in pages of
-# their own (67 against 75 GFLOP/s on 256->256 3x3, dilation 2, 28x28, AVX2; but 72 against 67 on 14x14, where they are
-# not), or where the panel has the pixels of every tap (42 against 54 on 512->512 3x3, 7x7).
-UNPANELED, GATHERED, PAGE_BYTES = 1.12, 1.25, 4096
+# What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
+# buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
+# dilation 2, 28x28; but 72 against 67 on 14x14, where they are not), or where the panel has the pixels of every tap (42
+# against 54 on 512->512 3x3, 7x7). AVX-512, with 1 MiB: panels gain nothing (97, 92 and 105 GFLOP/s with panels, with the
+# pixels of every tap, and without, on 128->128 3x3, stride 2).
+PAGE_BYTES = 4096
+
+
+def _hindrance(paneled, gathered, is_far):
+    if vector_bytes() == 64:
+        return 1.12 if gathered else 1.06 if paneled else 1
+    return 1.25 if gathered else 1.12 if is_far and not paneled else 1
 
 
 def direct_tile(M, C, layout, dtype, *, can_gather=True):
@@ -97,11 +106,13 @@ def _direct_cost(M, C, layout, dtype, tile, paneled, gathered):
     if gathered and sum(copies) * sum(tiles) / part > GATHERED_COPIES:
         return float("inf")
     is_far = layout.channel * np.dtype(dtype).itemsize >= PAGE_BYTES
-    step = _step(rows, cols) * (GATHERED if gathered else UNPANELED if is_far and not paneled else 1)
-    return sum(
-        number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY / part) + blocks * TILE)
-        for phase, count, number in zip(layout.results.tolist(), copies, tiles)
-    )
+    step = _step(rows, cols) * _hindrance(paneled, gathered, is_far)
+    cost = 0
+    for phase, count, number in zip(layout.results.tolist(), copies, tiles):
+        at_once = layout.step[2] == 1 and (gathered or phase[6] == prod(phase[2:5]))
+        tile = TILE + (0 if at_once else WRITE * rows * cols)
+        cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY / part) + blocks * tile)
+    return cost
 
 
 def direct_tiles(layout, width, gathered):
