@@ -1274,9 +1274,9 @@ def test_tile_outer(kind):
 
 
 def make_axpy(lanes):
-    def axpy(start, a, i, b, j, row_step, out):
+    def axpy(start, a, i, b, j, row_step, col_step, out):
         tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
-        simd.tile_store(simd.tile_axpy(tile, a, i, b, j, row_step), out, 0, COLS * lanes, lanes)
+        simd.tile_store(simd.tile_axpy(tile, a, i, b, j, row_step, col_step), out, 0, COLS * lanes, lanes)
 
     return axpy
 
@@ -1285,10 +1285,10 @@ def test_tile_axpy(kind):
     dtype, lanes = kind
     start, a, b = (numbers(dtype, size, seed) for seed, size in enumerate((ROWS * COLS * lanes, 9, 20 * lanes)))
     out = np.empty((ROWS, COLS, lanes), dtype)
-    for i, j, row_step in ((0, 0, COLS * lanes), (8, 3, 1), (4, 9 * lanes, -lanes - 1)):
-        operation(make_axpy, lanes)(start, a, i, b, j, row_step, out.reshape(-1))
-        expected = start.reshape(out.shape) + a[i] * windows(b, j, row_step, lanes, out.shape)
-        assert np.array_equal(out, expected), (i, j, row_step)
+    for i, j, *steps in ((0, 0, COLS * lanes, lanes), (8, 3, 1, 2), (4, 9 * lanes, -lanes - 1, lanes - 1)):
+        operation(make_axpy, lanes)(start, a, i, b, j, *steps, out.reshape(-1))
+        expected = start.reshape(out.shape) + a[i] * windows(b, j, *steps, out.shape)
+        assert np.array_equal(out, expected), (i, j, steps)
 
 
 def make_dot(lanes):

@@ -4,8 +4,8 @@ from loopconv.tiled.pack import pack_channel
 from loopconv.tiled.simd import pointer, tile_add, tile_axpy, tile_spill, tile_store, tile_zeros
 
 
-def make_depthwise(lanes, rows, cols):
-    """The kernel with a tile of `rows` rows of pixels x `cols` vectors."""
+def make_depthwise(lanes, few_lanes, rows, cols):
+    """The kernel with a tile of `rows` rows of pixels x `cols` vectors; the source is copied by vectors of `few_lanes`."""
     width = cols * lanes
 
     def depthwise(arrays, scratch, plan, first, last):
@@ -21,10 +21,14 @@ def make_depthwise(lanes, rows, cols):
         offset, weight = pointer(plan, tap_table), pointer(plan, weight_table)
         for unit in range(first, last):
             k = unit % channels
-            pack_channel(x, scratch, plan, source, unit, 0, lanes)
+            pack_channel(x, scratch, plan, source, unit, 0, few_lanes)
             for phase in range(phases):
                 at = phase_table + phase * 6
                 t0, t1, Z, P, Q, start = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
+                # where rows are shorter than a tile, its two vectors overlap
+                overlap = cols == 2 and lanes <= Q < width and rows <= P and s2 == 1
+                step = Q - lanes if overlap else lanes
+                tile_pixels = (cols - 1) * step + lanes
                 for z in range(Z):
                     p = 0
                     while p < P:
@@ -35,11 +39,11 @@ def make_depthwise(lanes, rows, cols):
                             acc = tile_zeros(x, lanes, rows, cols)
                             base = z * slice_ + i * row + j
                             for t in range(t0, t1):
-                                acc = tile_axpy(acc, w, k * taps + weight[t], scratch, base + offset[t], row)
+                                acc = tile_axpy(acc, w, k * taps + weight[t], scratch, base + offset[t], row, step)
                             acc = tile_add(acc, bias, k, 0)
                             to = unit * out_channel + start + z * s0 + i * s1 + j * s2
-                            if s2 == 1 and i + rows <= P and j + width <= Q:
-                                tile_store(acc, out, to, s1, lanes)
+                            if s2 == 1 and i + rows <= P and j + tile_pixels <= Q:
+                                tile_store(acc, out, to, s1, step)
                             else:
                                 numbers = tile_spill(acc)
                                 for m in range(min(rows, P - i)):

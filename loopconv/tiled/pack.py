@@ -5,6 +5,26 @@ from numba.extending import overload
 from loopconv.tiled.simd import pointer, tile_axpy, tile_load_every, tile_spill, tile_store, tile_zeros
 
 
+def copy_row(row, every, n, whole, place, lanes):
+    """place[i] = row[i*every] for all i < n, by vectors of which the last lies over the one before.
+
+    `every` elements follow each i < whole.
+    """
+    if whole < lanes:
+        whole = 0
+    for i in range(0, whole, lanes):
+        j = min(i, whole - lanes)
+        tile_store(tile_load_every(row, j * every, 0, every, lanes, 1, 1), place, j, 0, 0)
+    for i in range(whole, n):
+        place[i] = row[i * every]
+
+
+@overload(copy_row, strict=False, prefer_literal=True)
+def _copy_row(*arguments):
+    """Itself, where `every` and `lanes` are numbers known to the compiler."""
+    return copy_row
+
+
 def pack_channel(x, buffer, plan, table, channel, target, lanes):
     """Write all phase planes of one channel of `x` to buffer[target:], with zeros around.
 
@@ -32,19 +52,14 @@ def pack_channel(x, buffer, plan, table, channel, target, lanes):
                     start = origin + (z * rows + p) * pitch
                     for i in range(done, start):
                         place[i] = 0
-                    row = pointer(x, begin + d * step1 + h * step2 + q0)
+                    row, to = pointer(x, begin + d * step1 + h * step2 + q0), pointer(place, start)
                     if sq == 1:
-                        for i in range(n):
-                            place[start + i] = row[i]
+                        copy_row(row, 1, n, n, to, lanes)
+                    elif sq == 2:
+                        copy_row(row, 2, n, (W - q0) // 2, to, lanes)
                     else:
-                        whole = 0
-                        if sq == 2:  # by vectors that end within the row
-                            while q0 + 2 * (whole + lanes) <= W:
-                                every = tile_load_every(row, 2 * whole, 0, 2, lanes, 1, 1)
-                                tile_store(every, place, start + whole, 0, 0)
-                                whole += lanes
-                        for i in range(whole, n):
-                            place[start + i] = row[i * sq]
+                        for i in range(n):
+                            to[i] = row[i * sq]
                     done = start + n
         for i in range(done, plane):
             place[i] = 0
@@ -76,8 +91,8 @@ def make_pack(lanes):
 def interleave(source, step, every, n, whole, target, width, rows, lanes):
     """target[i*width + m] = source[m*step + i*every] for all i < n and m < rows; `every` elements follow i < whole.
 
-    Vectors of each row are read whole, then written from the stack: going from row to row for each number, rows that are
-    a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, and 0.4 so).
+    Vectors of each row are read whole, then written from the stack: going from row to row for each number, rows that
+    are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, and 0.4 so).
     """
     if whole < lanes:
         whole = 0
@@ -216,7 +231,7 @@ def make_test_finite(lanes):
         begin, end = plan[0] * first // plan[1], plan[0] * last // plan[1]
         acc = tile_zeros(w, lanes, 1, 4)
         while begin + 4 * lanes <= end:
-            acc = tile_axpy(acc, scratch, 0, w, begin, 0)
+            acc = tile_axpy(acc, scratch, 0, w, begin, 0, lanes)
             begin += 4 * lanes
         numbers = tile_spill(acc)
         spread = numbers[0]

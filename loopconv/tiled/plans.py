@@ -218,7 +218,7 @@ def depthwise_plan(t):
     # tiles that are larger than the image read past the plane
     room = layout.channel + rows * layout.pitches[2] + cols * n
     call = Stage(
-        compiled(make_depthwise, n, rows, cols), ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs,
+        compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols), ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs,
         room,
     )  # fmt: skip
     return Plan(_test_finite(t), (call,), {}, {})
@@ -240,7 +240,7 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, lanes(t.dtype))
+    kernel = compiled(packers.make_pack, few_lanes(t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 

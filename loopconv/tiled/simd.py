@@ -101,22 +101,22 @@ def tile_outer(typing, tile, a, i, step, b, j):
 
 
 @intrinsic
-def tile_axpy(typing, tile, a, i, b, j, row_step):
-    """tile[m, n, :] + a[i] * b[j + m*row_step + n*lanes :][:lanes]: one number times a tile from memory."""
+def tile_axpy(typing, tile, a, i, b, j, row_step, col_step):
+    """tile[m, n, :] + a[i] * b[j + m*row_step + n*col_step :][:lanes]: one number times a tile from memory."""
 
     def codegen(context, builder, signature, arguments):
-        acc, a_, i_, b_, j_, row_step_ = arguments
+        acc, a_, i_, b_, j_, row_step_, col_step_ = arguments
         scalar = _splat(builder, _load(builder, _address(context, builder, a, a_, i_), tile.dtype_ir), tile.vector)
         begin = _address(context, builder, b, b_, j_)
         for m, n in product(range(tile.rows), range(tile.cols)):
-            shift = builder.add(builder.mul(row_step_, _INT64(m)), _INT64(n * tile.lanes))
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
             vector = _load(builder, builder.gep(begin, [shift]), tile.vector)
             at = m * tile.cols + n
             acc = builder.insert_value(acc, _fma(builder, scalar, vector, builder.extract_value(acc, at)), at)
         return acc
 
     i64 = types.int64
-    return tile(tile, a, i64, b, i64, i64), codegen
+    return tile(tile, a, i64, b, i64, i64, i64), codegen
 
 
 @intrinsic

@@ -77,8 +77,8 @@ COPY, TILE, WRITE = 3, 40, 10
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
 # dilation 2, 28x28; but 72 against 67 on 14x14, where they are not), or where the panel has the pixels of every tap (42
-# against 54 on 512->512 3x3, 7x7). AVX-512, with 1 MiB: panels gain nothing (97, 92 and 105 GFLOP/s with panels, with the
-# pixels of every tap, and without, on 128->128 3x3, stride 2).
+# against 54 on 512->512 3x3, 7x7). AVX-512, with 1 MiB: panels gain nothing (97, 92 and 105 GFLOP/s with panels, with
+# the pixels of every tap, and without, on 128->128 3x3, stride 2).
 PAGE_BYTES = 4096
 
 
@@ -197,7 +197,9 @@ def depthwise_tile(sizes, dtype):
 
     def cost(tile):
         rows, cols = tile
-        return -(-P // rows) * -(-Q // (cols * n)) * (rows * cols + 4)
+        # results of tiles that are larger than the image are written one by one
+        fits = rows <= P and (cols * n <= Q or (cols == 2 and n <= Q))
+        return -(-P // rows) * -(-Q // (cols * n)) * (rows * cols * (1 if fits else 2) + 4)
 
     return min(tiles, key=cost)
 
