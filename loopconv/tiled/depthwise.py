@@ -5,7 +5,10 @@ from loopconv.tiled.simd import pointer, tile_add, tile_axpy, tile_spill, tile_s
 
 
 def make_depthwise(lanes, few_lanes, rows, cols):
-    """The kernel with a tile of `rows` rows of pixels x `cols` vectors; the source is copied by vectors of `few_lanes`."""
+    """The kernel with a tile of `rows` rows of pixels x `cols` vectors.
+
+    The source is copied by vectors of `few_lanes`, as rows may be short.
+    """
     width = cols * lanes
 
     def depthwise(arrays, scratch, plan, first, last):

@@ -92,7 +92,7 @@ def interleave(source, step, every, n, whole, target, width, rows, lanes):
     """target[i*width + m] = source[m*step + i*every] for all i < n and m < rows; `every` elements follow i < whole.
 
     Vectors of each row are read whole, then written from the stack: going from row to row for each number, rows that
-    are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, and 0.4 so).
+    are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, 0.4 so).
     """
     if whole < lanes:
         whole = 0

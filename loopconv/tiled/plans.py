@@ -217,10 +217,8 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are larger than the image read past the plane
     room = layout.channel + rows * layout.pitches[2] + cols * n
-    call = Stage(
-        compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols), ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs,
-        room,
-    )  # fmt: skip
+    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols)
+    call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_finite(t), (call,), {}, {})
 
 
