@@ -4,30 +4,19 @@ Kernels see flat pointers and read and write them by the four operations here. T
 so one kernel serves every dtype. NumPy has no bfloat16: it is an array of uint16, the upper halves of float32.
 """
 
+import threading
+
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import cuda, types
-from numba.core import config
 
-# name -> (dtype in memory, dtype of the sums)
-DTYPES = {
-    "float32": (np.dtype(np.float32), np.dtype(np.float32)),
-    "float64": (np.dtype(np.float64), np.dtype(np.float64)),
-    "float16": (np.dtype(np.float16), np.dtype(np.float32)),
-    "bfloat16": (np.dtype(np.uint16), np.dtype(np.float32)),
-}
+from loopconv.cuda.gpu import is_simulated
 
 
 def pointer(dtype):
     """The type of a kernel's argument, of the dtype in memory."""
     return types.CPointer(numba.from_dtype(dtype))
-
-
-def is_simulated():
-    """Whether Numba's simulator stands in for the GPU; it has to be asked for before Numba is imported."""
-    return bool(config.ENABLE_CUDASIM)
-
 
 
 def device(function):
@@ -36,6 +25,7 @@ def device(function):
 
 
 if is_simulated():
+    _one_at_a_time = threading.Lock()
 
     def load(array, i):
         """Element `i` as a number of the sums' dtype."""
@@ -58,7 +48,8 @@ if is_simulated():
 
     def add_at_once(array, i, value):
         """Element `i` grows by `value`, whoever else adds to it meanwhile; float32 and float64."""
-        cuda.atomic.add(array, i, value)
+        with _one_at_a_time:
+            array[i] += value
 
 else:
     from numba.cuda.extending import intrinsic

@@ -5,6 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+# name -> (dtype in memory, dtype of the sums)
+DTYPES = {
+    "float32": (np.dtype(np.float32), np.dtype(np.float32)),
+    "float64": (np.dtype(np.float64), np.dtype(np.float64)),
+    "float16": (np.dtype(np.float16), np.dtype(np.float32)),
+    "bfloat16": (np.dtype(np.uint16), np.dtype(np.float32)),
+}
+
 
 class Launch(NamedTuple):
     """One kernel on some of the arrays of a call, by name.
@@ -23,6 +31,8 @@ class Launch(NamedTuple):
         Blocks, and threads of a block, on one axis.
     shared : int
         Bytes of dynamic shared memory.
+    registers : int
+        Most per thread, so that enough blocks fit a multiprocessor; 0 leaves it to the assembler.
     """
 
     make: Callable
@@ -32,6 +42,7 @@ class Launch(NamedTuple):
     grid: int
     block: int
     shared: int = 0
+    registers: int = 0
 
 
 class Plan(NamedTuple):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import prod
 
 import numpy as np
-from numba import cuda
+from numba import cuda, float32, float64
 
 from loopconv.cuda.elements import add_at_once, device, load, store, zero
 from loopconv.cuda.stages import Launch, Plan
@@ -165,24 +165,26 @@ def make_weight():
     return weight
 
 
-def make_sums(threads):
+def make_sums(threads, dtype):
+    element = {"float32": float32, "float64": float64}[dtype]
+
     def sums(y, out, plan):
-        """out[k] = sum over n, p of y[n, k, p]: the threads of a block add up a channel, then pairwise each other's."""
-        N, channels, pixels = plan[0], plan[1], plan[2]
-        partial = cuda.shared.array(threads, element)
+        """out[k] = sum of y[n, k, p]: the threads of a block share a channel, then add up each other's sums."""
+        numbers, channels, pixels = plan[0], plan[1], plan[2]
+        shared = cuda.shared.array(threads, element)
         k, me = cuda.blockIdx.x, cuda.threadIdx.x
         total = zero(y)
-        for i in range(me, N * pixels, threads):
+        for i in range(me, numbers, threads):
             total += load(y, (i // pixels * channels + k) * pixels + i % pixels)
-        partial[me] = total
+        shared[me] = total
         half = threads // 2
-        while half:
+        while half > 0:
             cuda.syncthreads()
             if me < half:
-                partial[me] += partial[me + half]
+                shared[me] += shared[me + half]
             half //= 2
         if me == 0:
-            store(out, k, partial[0])
+            store(out, k, shared[0])
 
     return sums
 
@@ -221,3 +223,9 @@ def scatter_plan(g):
 
 def weight_plan(g):
     return Plan((_launch(g, make_weight, ("x", "y", "out"), prod(g.w_shape)),), {})
+
+
+def sums_plan(before, channels, after, dtype):
+    """Of an array (before, channels, after) whose sums are of `dtype`."""
+    sizes = np.array([before * after, channels, max(after, 1)], np.int64)
+    return Plan((Launch(make_sums, (THREADS, dtype), ("y", "out"), sizes, channels, THREADS),), {})
