@@ -20,8 +20,6 @@ from loopconv.cuda.stages import DTYPES
 from loopconv.loops.compile import source_hash
 
 INTEGERS = types.CPointer(types.int64)
-# Of one multiprocessor, on every compute capability so far.
-REGISTERS = 65536
 # The last line of a file that was written to its end.
 END = "// complete\n"
 
@@ -42,18 +40,18 @@ def memory_types(launch, rooms, dtype):
 def compiled(launch, rooms, dtype, capability):
     """The kernel of a launch for one compute capability, from the disk where it is there."""
     memory = memory_types(launch, rooms, dtype)
-    return _compiled(launch.make, launch.constants, memory, launch.block, launch.registers, capability)
+    return _compiled(launch.make, launch.constants, memory, launch.block, launch.resident, capability)
 
 
 @cache
-def _compiled(make, constants, memory, block, registers, capability):
-    path = _path(make, (constants, memory, block, registers, capability))
+def _compiled(make, constants, memory, block, resident, capability):
+    path = _path(make, (constants, memory, block, resident, capability))
     text = _read(path)
     if text is None:
-        # the assembler may use as many registers as let that many blocks run at the same time
-        blocks = max(1, REGISTERS // (registers * block)) if registers else 1
         signature = types.void(*map(pointer, memory), INTEGERS)
-        text, _ = compile_ptx(make(*constants), signature, cc=capability, fastmath=False, launch_bounds=(block, blocks))
+        text, _ = compile_ptx(
+            make(*constants), signature, cc=capability, fastmath=False, launch_bounds=(block, resident)
+        )
         _write(path, text)
     return Ptx(text, re.search(r"\.entry\s+([\w$]+)", text)[1])
 

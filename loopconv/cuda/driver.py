@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from loopconv.cuda import gpu, textbook
-from loopconv.cuda.foreign import DeviceArray, host
-from loopconv.cuda.launch import prepared
-from loopconv.cuda.stages import DTYPES
+from loopconv.cuda import textbook
+from loopconv.cuda.foreign import DeviceArray
+from loopconv.cuda.machine import machine
+from loopconv.cuda.stages import DTYPES, room_bytes
 
 # What `algorithm=` may say, and the plan it stands for; the first is taken where it says nothing.
 PLANS = {
@@ -23,27 +23,27 @@ PLANS = {
 
 def forward(geometry, x, w, y, bias=None, algorithm=None, precision=None):
     """y = C x + bias."""
-    _contract("forward", geometry, {"x": x, "w": w}, y, bias, algorithm, precision)
+    _contract("forward", geometry, {"x": x, "w": w, "y": y}, bias, algorithm, precision)
 
 
 def adjoint(geometry, x, w, y, bias=None, algorithm=None, precision=None):
     """x = C.T y + bias."""
-    _contract("adjoint", geometry, {"y": y, "w": w}, x, bias, algorithm, precision)
+    _contract("adjoint", geometry, {"y": y, "w": w, "x": x}, bias, algorithm, precision)
 
 
 def weight(geometry, x, w, y, algorithm=None, precision=None):
     """w = the form without w."""
-    _contract("weight", geometry, {"x": x, "y": y}, w, None, algorithm, precision)
+    _contract("weight", geometry, {"x": x, "y": y, "w": w}, None, algorithm, precision)
 
 
-def _contract(contraction, geometry, given, out, bias, algorithm, precision):
-    if not prod(out.shape):
-        return
-    dtype, device = str(out.dtype), _device(out)
-    name = algorithm or preferred(contraction, geometry, dtype, precision)
-    call = ready(contraction, geometry, dtype, name, precision, device)
-    channels = geometry.k if contraction == "forward" else geometry.c
-    _launch(call, {**given, "out": out, **({} if bias is None else {"bias": bias})}, channels)
+def _contract(contraction, geometry, arrays, bias, algorithm, precision):
+    """Overwrite the last of the arrays."""
+    *_, result = arrays.values()
+    if prod(result.shape):
+        settings = Settings(contraction, geometry, str(result.dtype), algorithm, precision, bias is not None)
+        channels = geometry.k if contraction == "forward" else geometry.c
+        given = {} if bias is None else {"bias": bias}
+        launch(partial(ready, settings), {**given, **arrays}, channels)
 
 
 def preferred(contraction, geometry, dtype, precision):
@@ -59,7 +59,15 @@ def algorithms(contraction, geometry):
 @lru_cache(maxsize=1024)
 def ready(contraction, geometry, dtype, algorithm, precision, device):
     """The plan of a call, on a GPU with all that its kernels need."""
-    return prepared(PLANS[contraction][algorithm](geometry), dtype, device)
+    return Call(PLANS[contraction][algorithm](geometry), dtype, device)
+
+
+class Call:
+    """A plan on a GPU, and the bytes of its rooms."""
+
+    def __init__(self, plan, dtype, device):
+        self.plan, self.rooms = plan, room_bytes(plan, dtype)
+        self.prepared = machine.Prepared(plan, dtype, device)
 
 
 def sums(array, axis, out):
@@ -71,7 +79,7 @@ def sums(array, axis, out):
 
 @lru_cache(maxsize=256)
 def _ready_sums(before, channels, after, dtype, device):
-    return prepared(textbook.sums_plan(before, channels, after, DTYPES[dtype][1].name), dtype, device)
+    return Call(textbook.sums_plan(before, channels, after, DTYPES[dtype][1].name), dtype, device)
 
 
 # ------------------------------------------------------------------------------------------ the arrays
@@ -79,50 +87,49 @@ def _ready_sums(before, channels, after, dtype, device):
 
 def _device(array):
     """The GPU to use: that of the array, or for one of NumPy's, the current one."""
-    return array.device if type(array) is DeviceArray else gpu.current_device()
+    return array.device if type(array) is DeviceArray else machine.current_device()
 
 
 def _launch(call, arrays, channels):
-    """Run a prepared call; without a bias it gets zeros."""
+    """Run a prepared call on the arrays; without a bias it gets zeros for its channels."""
     out = arrays["out"]
-    if gpu.is_simulated():
-        _simulate(call, arrays, channels)
-    elif type(out) is DeviceArray:
-        with gpu.current(out.device):
-            _on_arrays(call, arrays, channels)
-    else:
-        with gpu.current(gpu.current_device()):
-            _on_copies(call, arrays, channels)
+    with machine.current(_device(out)):
+        if type(out) is DeviceArray:
+            _on_arrays(call, arrays, machine.zeros(out.device, channels * 8))
+        else:
+            _on_copies(call, arrays, machine.zeros(machine.current_device(), channels * 8))
 
 
-def _simulate(call, arrays, channels):
-    flat = {name: host(array) if type(array) is DeviceArray else array.reshape(-1) for name, array in arrays.items()}
-    flat.setdefault("bias", np.zeros(channels, flat["out"].dtype))
-    call.run(flat, 0)
-
-
-def _on_arrays(call, arrays, channels):
+def _on_arrays(call, arrays, zeros):
     """On the stream of the first array, after what the streams of the others were told."""
-    out, stream = arrays["out"], next(iter(arrays.values())).stream
-    addresses = {name: array.pointer for name, array in arrays.items()}
-    if "bias" not in addresses:
-        addresses["bias"] = gpu.zeros(out.device, channels * DTYPES[out.dtype][0].itemsize)
+    stream = next(iter(arrays.values())).stream
     for other in {array.stream for array in arrays.values()} - {stream}:
-        gpu.follow(stream, other)
-    call.run(addresses, stream)
+        machine.follow(stream, other)
+    run(call, {"bias": zeros} | {name: machine.address(array) for name, array in arrays.items()}, stream)
 
 
-def _on_copies(call, arrays, channels):
+def _on_copies(call, arrays, zeros):
     """On copies of NumPy arrays, on the default stream; the result is copied back."""
-    out, stream, addresses = arrays["out"], 0, {}
+    stream, addresses = 0, {}
     try:
         for name, array in arrays.items():
-            addresses[name] = gpu.allocate(array.nbytes, stream)
+            addresses[name] = machine.allocate(array.nbytes, stream)
             if name != "out":
-                gpu.copy_in(addresses[name], array, stream)
-        zeros = {} if "bias" in arrays else {"bias": gpu.zeros(gpu.current_device(), channels * out.itemsize)}
-        call.run({**addresses, **zeros}, stream)
-        gpu.copy_out(out, addresses["out"], stream)
+                machine.copy_in(addresses[name], array, stream)
+        run(call, {"bias": zeros} | addresses, stream)
+        machine.copy_out(arrays["out"], addresses["out"], stream)
     finally:
         for address in addresses.values():
-            gpu.free(address, stream)
+            machine.free(address, stream)
+
+
+def run(call, addresses, stream):
+    """Put all launches on the stream, with rooms that last until they are through."""
+    rooms = {}
+    try:
+        for name, size in call.rooms.items():
+            rooms[name] = machine.allocate(size, stream)
+        call.prepared.launch(slice(None), addresses | rooms, stream)
+    finally:
+        for address in rooms.values():
+            machine.free(address, stream)

@@ -5,13 +5,12 @@ its stream, and given back as an array of that library.
 """
 
 import sys
-from ctypes import c_char
 from importlib import import_module
 from math import prod
 
 import numpy as np
 
-from loopconv.cuda import gpu
+from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES
 
 CUDA = 2  # a GPU of NVIDIA, in the numbers of DLPack
@@ -144,7 +143,7 @@ class Jax:
     @staticmethod
     def make(like, shape):
         size = prod(shape) * DTYPES[like.dtype][0].itemsize
-        memory = gpu.Kept(like.device, size)
+        memory = machine.Kept(like.device, size)
         buffer = import_module("cuda.core").Buffer.from_handle(memory.pointer, max(size, 1), owner=memory)
         owner = Shared(_view().from_buffer(buffer, shape, dtype=like.owner.dtype), like)
         return DeviceArray(Jax, owner, memory.pointer, shape, like.dtype, like.device, like.stream)
@@ -165,8 +164,8 @@ class Shared:
 
     def __dlpack__(self, *, stream=None, **wanted):
         if stream is not None and stream != -1:
-            with gpu.current(self.device):
-                gpu.follow(stream, self.stream)
+            with machine.current(self.device):
+                machine.follow(stream, self.stream)
         return self.view.__dlpack__(stream=-1, **wanted)
 
 
@@ -187,7 +186,7 @@ class Other:
             _refuse_gaps(name, "copy it into a contiguous one")
         if read_only and name == "out":
             raise ValueError(f"out must be writable, got a read-only array of shape {described['shape']}")
-        device = gpu.device_of(pointer)
+        device = machine.device_of(pointer)
         return DeviceArray(Other, value, pointer, described["shape"], dtype.name, device, described.get("stream") or 0)
 
     @staticmethod
@@ -200,12 +199,6 @@ class Other:
     @staticmethod
     def give(array):
         return array.owner
-
-
-def host(array):
-    """A flat NumPy array over the memory of a DeviceArray, which in the simulator is the host's."""
-    stored = DTYPES[array.dtype][0]
-    return np.frombuffer((c_char * array.nbytes).from_address(array.pointer), stored)
 
 
 def _is_contiguous(shape, strides, step):

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from ctypes import addressof, c_void_p, sizeof
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 
@@ -156,21 +158,24 @@ class current:
 
 def current_device():
     """Number of the GPU that this thread works with, the first one if it has none yet."""
-    if is_simulated():
-        return 0
     status, device = driver.cuCtxGetDevice()
     return 0 if status else int(device)
 
 
 def device_of(pointer):
     """Number of the GPU whose memory that is; arrays without elements have none."""
-    if is_simulated() or not pointer:
+    if not pointer:
         return current_device()
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(done(driver.cuPointerGetAttribute(attribute, pointer), "asking whose memory an array is in"))
 
 
 # ------------------------------------------------------------------------------------ memory and streams
+
+
+def address(array):
+    """Where a DeviceArray is."""
+    return array.pointer
 
 
 def allocate(size, stream):
@@ -193,7 +198,13 @@ def copy_out(array, pointer, stream):
     """Copy to a contiguous NumPy array, and wait for it."""
     if array.nbytes:
         done(driver.cuMemcpyDtoHAsync(array.ctypes.data, pointer, array.nbytes, stream), "copying from the GPU")
-        done(driver.cuStreamSynchronize(stream), "waiting for the result")
+        wait(stream)
+
+
+def copy(target, source, size, stream):
+    """Copy bytes from one address to another."""
+    if size:
+        done(driver.cuMemcpyDtoDAsync(target, source, size, stream), "copying on the GPU")
 
 
 class Kept:
@@ -216,7 +227,7 @@ def kept(device, array):
     memory = Kept(device, array.nbytes)
     with current(device):
         copy_in(memory.pointer, array, 0)
-        done(driver.cuStreamSynchronize(0), "copying to the GPU")
+        wait(0)
     return memory
 
 
@@ -231,6 +242,11 @@ def zeros(device, size):
     return made[-1].pointer
 
 
+def wait(stream):
+    """Wait for all that the stream was told."""
+    done(driver.cuStreamSynchronize(stream), "waiting for the GPU")
+
+
 def follow(stream, other):
     """What `stream` does from now on comes after what `other` was told so far; the host does not wait."""
     flags = driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
@@ -238,3 +254,55 @@ def follow(stream, other):
     done(driver.cuEventRecord(event, other), "ordering streams")
     done(driver.cuStreamWaitEvent(stream, event, 0), "ordering streams")
     done(driver.cuEventDestroy(event), "ordering streams")
+
+
+# ---------------------------------------------------------------------------------------------- launches
+
+
+class Prepared:
+    """A plan on one GPU: its kernels loaded, its plan arrays copied. Arguments are addresses and nothing else."""
+
+    def __init__(self, plan, dtype, device):
+        compiled = import_module("loopconv.cuda.build").compiled
+        self.numbers = [kept(device, launch.numbers) for launch in plan.launches]
+        self.steps = []
+        for launch, numbers in zip(plan.launches, self.numbers):
+            kernel = loaded(compiled(launch, plan.rooms, dtype, capability(device)), device, launch.shared)
+            self.steps.append((kernel, launch, numbers.pointer))
+
+    def launch(self, part, addresses, stream):
+        """Put a part of the launches, a slice, on the stream. The GPU has to be current."""
+        for kernel, launch, numbers in self.steps[part]:
+            start(kernel, launch, (*[addresses[name] for name in launch.arrays], numbers), stream)
+
+
+def start(kernel, launch, addresses, stream):
+    """Launch one kernel. What cannot be launched is said here; what fails while running, by a later call."""
+    count = len(addresses)
+    values = (c_void_p * count)(*addresses)
+    first, step = addressof(values), sizeof(c_void_p)
+    pointers = (c_void_p * count)(*range(first, first + count * step, step))
+    (status,) = driver.cuLaunchKernel(
+        kernel, launch.grid, 1, 1, launch.block, 1, 1, launch.shared, stream, addressof(pointers), 0
+    )
+    if status:
+        size = f"{launch.grid} blocks of {launch.block} threads and {launch.shared} bytes"
+        raise problem(status, f"the launch of {launch.make.__name__} with {size}")
+
+
+# Bytes of shared memory that a block may have without being asked for more.
+SHARED_BYTES = 48 << 10
+
+
+@cache
+def loaded(ptx, device, shared):
+    """The kernel on a GPU, whose driver assembles it and keeps the result on disk."""
+    with current(device):
+        doing = f"loading {ptx.name}"
+        library = done(driver.cuLibraryLoadData(ptx.text.encode() + b"\0", [], [], 0, [], [], 0), doing)
+        kernel = done(driver.cuLibraryGetKernel(library, ptx.name.encode()), doing)
+        function = done(driver.cuKernelGetFunction(kernel), doing)
+        if shared > SHARED_BYTES:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            done(driver.cuFuncSetAttribute(function, attribute, shared), f"{shared} bytes of shared memory")
+    return function

@@ -24,15 +24,15 @@ class Launch(NamedTuple):
     constants : tuple of int and str
         What the maker closes over.
     arrays : tuple of str
-        What the kernel is passed, in order: 'x', 'w', 'y', 'bias', 'out', or a room's name.
+        What the kernel is passed, in order: 'x', 'w', 'y', 'bias', or a room's name.
     numbers : int64 array
         Its last argument.
     grid, block : int
         Blocks, and threads of a block, on one axis.
     shared : int
         Bytes of dynamic shared memory.
-    registers : int
-        Most per thread, so that enough blocks fit a multiprocessor; 0 leaves it to the assembler.
+    resident : int
+        Blocks that shall fit one multiprocessor, which is what bounds the registers of a thread.
     """
 
     make: Callable
@@ -42,7 +42,7 @@ class Launch(NamedTuple):
     grid: int
     block: int
     shared: int = 0
-    registers: int = 0
+    resident: int = 1
 
 
 class Plan(NamedTuple):
@@ -58,3 +58,8 @@ class Plan(NamedTuple):
 
     launches: tuple
     rooms: dict
+
+
+def room_bytes(plan, dtype):
+    """Bytes of each room of a plan for arrays of `dtype`, a key of DTYPES."""
+    return {name: size * (of or DTYPES[dtype][1]).itemsize for name, (size, of) in plan.rooms.items()}

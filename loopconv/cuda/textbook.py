@@ -168,8 +168,8 @@ def make_weight():
 def make_sums(threads, dtype):
     element = {"float32": float32, "float64": float64}[dtype]
 
-    def sums(y, out, plan):
-        """out[k] = sum of y[n, k, p]: the threads of a block share a channel, then add up each other's sums."""
+    def sums(y, bias, plan):
+        """bias[k] = sum of y[n, k, p]: the threads of a block share a channel, then add up each other's sums."""
         numbers, channels, pixels = plan[0], plan[1], plan[2]
         shared = cuda.shared.array(threads, element)
         k, me = cuda.blockIdx.x, cuda.threadIdx.x
@@ -184,7 +184,7 @@ def make_sums(threads, dtype):
                 shared[me] += shared[me + half]
             half //= 2
         if me == 0:
-            store(out, k, shared[0])
+            store(bias, k, shared[0])
 
     return sums
 
@@ -209,23 +209,23 @@ def _launch(g, make, arrays, threads):
 
 
 def forward_plan(g):
-    return Plan((_launch(g, make_forward, ("x", "w", "bias", "out"), prod(g.y_shape)),), {})
+    return Plan((_launch(g, make_forward, ("x", "w", "bias", "y"), prod(g.y_shape)),), {})
 
 
 def gather_plan(g):
-    return Plan((_launch(g, make_gather, ("y", "w", "bias", "out"), prod(g.x_shape)),), {})
+    return Plan((_launch(g, make_gather, ("y", "w", "bias", "x"), prod(g.x_shape)),), {})
 
 
 def scatter_plan(g):
-    fill = _launch(g, make_fill, ("bias", "out"), prod(g.x_shape))
-    return Plan((fill, _launch(g, make_scatter, ("y", "w", "out"), prod(g.y_shape))), {})
+    fill = _launch(g, make_fill, ("bias", "x"), prod(g.x_shape))
+    return Plan((fill, _launch(g, make_scatter, ("y", "w", "x"), prod(g.y_shape))), {})
 
 
 def weight_plan(g):
-    return Plan((_launch(g, make_weight, ("x", "y", "out"), prod(g.w_shape)),), {})
+    return Plan((_launch(g, make_weight, ("x", "y", "w"), prod(g.w_shape)),), {})
 
 
 def sums_plan(before, channels, after, dtype):
     """Of an array (before, channels, after) whose sums are of `dtype`."""
     sizes = np.array([before * after, channels, max(after, 1)], np.int64)
-    return Plan((Launch(make_sums, (THREADS, dtype), ("y", "out"), sizes, channels, THREADS),), {})
+    return Plan((Launch(make_sums, (THREADS, dtype), ("y", "bias"), sizes, channels, THREADS),), {})
