@@ -11,7 +11,8 @@ in registers takes up the one that has arrived. Positions are 64-bit, within one
 """
 
 import numpy as np
-from numba import cuda, int64
+from numba import cuda
+from numba.cuda import types
 
 from loopconv.cuda.intrinsics import (
     WIDE,
@@ -19,24 +20,27 @@ from loopconv.cuda.intrinsics import (
     fetch,
     fetch_wide,
     inside,
+    load,
     make_arrived,
     make_tile,
     pixel,
     sent,
+    store,
     warp_tile,
 )
 
-# A table entry: offset in the source, and displacement on three axes. This offset says that there is no such step.
-NOWHERE = -1
+# An offset that says that there is no such step, and a displacement that no pixel has.
+NOWHERE, AWAY = -1, -(2**31) // 2
 
 # ------------------------------------------------------------------------------------------ numbers
 
-# The plan array of the sum kernel: these, then PHASE numbers for each phase, then two words for each step.
+# The plan array of the sum kernel: these, then PHASE numbers for each phase, then two words for each step: its offset
+# in the source and its displacement on three axes, 32 bits each.
 (
-    ROW_BLOCKS, COLUMN_BLOCKS, PHASES, SPLITS, ROWS, PITCH, STEPS, BATCH, HAS_BIAS,
-    SOURCE_IMAGE, SOURCE_GROUP, SOURCE_STEPS, OUT_IMAGE, OUT_GROUP, OUT_ROW, OUT_STEPS, OUT_SPLIT, STRIDE, SIZES,
-) = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 16, 17, 20, 21, 24)  # fmt: skip
-TABLES = 27  # where the entries begin
+    ROW_BLOCKS, COLUMN_BLOCKS, PHASES, SPLITS, ROWS, PITCH, STEPS, BATCH, HAS_BIAS, SOURCE_IMAGE, SOURCE_GROUP,
+    SOURCE_Z, SOURCE_P, SOURCE_Q, OUT_IMAGE, OUT_GROUP, OUT_ROW, OUT_Z, OUT_P, OUT_Q, OUT_SPLIT,
+    STRIDE_Z, STRIDE_P, STRIDE_Q, SIZE_Z, SIZE_P, SIZE_Q, TABLE,
+) = range(28)  # fmt: skip
 SUM_HEADER = 28
 
 # For each phase: its first slab, slabs, first result element, and pixels of an image, of a slice and of a row, each as
@@ -57,7 +61,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     rows, columns = tile
     warp_rows, warp_columns = warp_tile(kind, *quads)
     warps_down = rows // warp_rows
-    threads = 32 * warps_down * (columns // warp_columns)
+    threads = threads_of(kind, tile, quads)
     pad = tile_pad(kind)
     a_pitch, b_pitch = rows + pad, columns + pad
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
@@ -65,19 +69,21 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     vector = WIDE // size
     run = vector if wide_source else 1
     a_across, b_across = rows // vector, columns // run  # threads along a row of a slab
-    a_every, b_every = threads // a_across, threads // b_across  # rows of a slab that all threads fetch at once
+    # rows of a slab that the threads fetch at once
+    a_every, b_every = min(threads // a_across, depth), min(threads // b_across, depth)
     a_turns, b_turns = depth // a_every, depth // b_every
+    a_threads, b_threads = depth * a_across, depth * b_across  # more than these have nothing to fetch
     positions_at = stages * stage * size // 8
     is_fma = kind == "fma"
     begin, multiply, finish, finish_wide = make_tile(kind, dtype, *quads, depth, a_pitch, b_pitch)
     arrived = make_arrived(stages - 2)
-    element = getattr(np, dtype)
+    element = getattr(types, dtype)
 
     def sum_kernel(packed, source, bias, out, plan):
         shared = cuda.shared.array(0, element)
-        positions = cuda.shared.array(0, int64)
-        t = int64(cuda.threadIdx.x)
-        block = int64(cuda.blockIdx.x)
+        positions = cuda.shared.array(0, types.int64)
+        t = np.int64(cuda.threadIdx.x)
+        block = np.int64(cuda.blockIdx.x)
         first_row = block % plan[ROW_BLOCKS] * rows
         block //= plan[ROW_BLOCKS]
         first_column = block % plan[COLUMN_BLOCKS] * columns
@@ -95,24 +101,24 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         n, z, p, q = pixel(first_column - first_image * image_pixels + j, plan, phase + PHASE_PIXELS)
         n += first_image
         here = n * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP]
-        zs, ps, qs = z * plan[STRIDE], p * plan[STRIDE + 1], q * plan[STRIDE + 2]
-        here += zs * plan[SOURCE_STEPS] + ps * plan[SOURCE_STEPS + 1] + qs * plan[SOURCE_STEPS + 2]
+        zs, ps, qs = z * plan[STRIDE_Z], p * plan[STRIDE_P], q * plan[STRIDE_Q]
+        here += zs * plan[SOURCE_Z] + ps * plan[SOURCE_P] + qs * plan[SOURCE_Q]
         z0, p0, q0 = np.int32(zs), np.int32(ps), np.int32(qs)
         exists = j < last
         if t < columns:
             n, z, p, q = pixel(first_column - first_image * image_pixels + t, plan, phase + PHASE_PIXELS)
-            to = (n + first_image) * plan[OUT_IMAGE] + z * plan[OUT_STEPS]
-            to += p * plan[OUT_STEPS + 1] + q * plan[OUT_STEPS + 2]
+            to = (n + first_image) * plan[OUT_IMAGE] + z * plan[OUT_Z]
+            to += p * plan[OUT_P] + q * plan[OUT_Q]
             positions[positions_at + t] = to if t < last else -1
 
-        d_size, h_size, w_size = np.int32(plan[SIZES]), np.int32(plan[SIZES + 1]), np.int32(plan[SIZES + 2])
+        d_size, h_size, w_size = np.int32(plan[SIZE_Z]), np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
         slabs = plan[phase + PHASE_SLABS]
         first_slab = slabs * split // plan[SPLITS]
         slabs = slabs * (split + 1) // plan[SPLITS] - first_slab
         first_slab += plan[phase + PHASE_SLAB]
         a_from = (group * plan[STEPS] + first_slab * depth + t // a_across) * plan[PITCH]
         a_from += first_row + t % a_across * vector
-        b_from = plan[TABLES] + 2 * (first_slab * depth + t // b_across)
+        b_from = plan[TABLE] + 2 * (first_slab * depth + t // b_across)
         a_to = np.int32(t // a_across * a_pitch + t % a_across * vector)
         b_to = np.int32(b_start + t // b_across * b_pitch + j)
 
@@ -138,12 +144,12 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
             arrived()
             cuda.syncthreads()
             if step < slabs:
-                for i in range(a_turns):
+                for i in range(a_turns if t < a_threads else 0):
                     fetch_wide(shared, np.int32(writing + a_to + i * a_every * a_pitch), packed, a_from, True)
                     a_from += a_every * plan[PITCH]
-                for i in range(b_turns):
+                for i in range(b_turns if t < b_threads else 0):
                     offset, dz, dp, dq = entry(plan, b_from)
-                    ok = exists & (offset != NOWHERE)
+                    ok = exists if axes else exists & (dq != AWAY)
                     if axes > 2:
                         ok &= inside(z0 + dz, d_size)
                     if axes > 1:
@@ -175,3 +181,70 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
 def tile_pad(kind):
     """Elements between the rows of a slab, so that what a quarter of a warp touches lies in different banks."""
     return 4 if kind == "fma" else 8
+
+
+def threads_of(kind, tile, quads):
+    """Threads of a block: a warp for every warp's tile."""
+    rows, columns = warp_tile(kind, *quads)
+    return 32 * (tile[0] // rows) * (tile[1] // columns)
+
+
+def sum_shared(kind, dtype, tile, quads, depth, stages, *_):
+    """Bytes of shared memory: the slabs, where the result pixels lie, and two more numbers."""
+    slab = depth * (tile[0] + tile[1] + 2 * tile_pad(kind))
+    return stages * slab * np.dtype(dtype).itemsize + 8 * (tile[1] + 2)
+
+
+# The plan array of the packer, before two words for each step, of which the first is its offset in the weights.
+PACK_ROWS, PACK_PITCH, PACK_STEPS, PACK_GROUP, PACK_ROW, PACK_HEADER = range(6)
+SIDE = 32  # of the squares in which the packer goes from step after step to row after row
+
+
+def make_pack(dtype):
+    """packed[group, step, row] = w[group, row, step], zeros where there is no such row or step; blocks of 256 threads."""
+
+    element = getattr(types, dtype)
+
+    def pack_kernel(w, packed, plan):
+        square = cuda.shared.array(SIDE * (SIDE + 1), element)
+        block, across, down = np.int64(cuda.blockIdx.x), cuda.threadIdx.x % SIDE, cuda.threadIdx.x // SIDE
+        row_blocks, step_blocks = plan[PACK_PITCH] // SIDE, -(-plan[PACK_STEPS] // SIDE)
+        first_row = block % row_blocks * SIDE
+        block //= row_blocks
+        first_step = block % step_blocks * SIDE
+        group = block // step_blocks
+        for i in range(down, SIDE, 8):
+            row, step = first_row + i, first_step + across
+            value = 0.0
+            if row < plan[PACK_ROWS] and step < plan[PACK_STEPS]:
+                at = plan[PACK_HEADER + step]
+                if at != NOWHERE:
+                    value = load(w, group * plan[PACK_GROUP] + row * plan[PACK_ROW] + at)
+            square[i * (SIDE + 1) + across] = value
+        cuda.syncthreads()
+        for i in range(down, SIDE, 8):
+            if first_step + i < plan[PACK_STEPS]:
+                to = (group * plan[PACK_STEPS] + first_step + i) * plan[PACK_PITCH] + first_row + across
+                packed[to] = square[across * (SIDE + 1) + i]
+
+    return pack_kernel
+
+
+ADD_PARTS, ADD_SIZE, ADD_PLANE, ADD_CHANNELS, ADD_BIAS, ADD_HEADER = range(6)
+
+
+def make_add_up(dtype):
+    """out[i] = partial[0, i] + partial[1, i] + ... + bias, in this order."""
+
+    def add_up_kernel(partial, bias, out, plan):
+        i = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+        while i < plan[ADD_SIZE]:
+            total = partial[i]
+            for part in range(1, plan[ADD_PARTS]):
+                total += partial[part * plan[ADD_SIZE] + i]
+            if plan[ADD_BIAS]:
+                total += load(bias, i // plan[ADD_PLANE] % plan[ADD_CHANNELS])
+            store(out, i, total)
+            i += np.int64(cuda.gridDim.x) * cuda.blockDim.x
+
+    return add_up_kernel
