@@ -210,9 +210,11 @@ def warp_tile(kind, row_quads, column_quads):
     return (16 * row_quads, 32 * column_quads) if kind == "fma" else (32 * row_quads, 16 * column_quads)
 
 
-def make_tile(kind, dtype, row_quads, column_quads, depth, a_pitch, b_pitch):
-    """(begin, multiply, finish) for tiles of `kind`.
+def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch):
+    """(place, begin, multiply, finish, finish_wide) for a block's `tile` of (rows, columns).
 
+    place(t)
+        (lane, first row, first column, where its operands a and b begin) of thread t; 32-bit.
     begin(bias, first, rows, given)
         The tile whose rows are bias[first], ..., or zeros where not `given`; only the first `rows` rows of the
         result exist, counted from the tile's first.
@@ -230,6 +232,27 @@ def make_tile(kind, dtype, row_quads, column_quads, depth, a_pitch, b_pitch):
     else:
         columns = [32 * (j // 8) + j % 8 for j in range(QUAD * column_quads)]
     shape = len(rows), len(columns)
+
+    warps_down = tile[0] // warp_tile(kind, row_quads, column_quads)[0]
+    warp_rows, warp_columns = warp_tile(kind, row_quads, column_quads)
+
+    def where(t):
+        lane, warp = t & 31, t >> 5
+        above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
+        if kind == "fma":
+            row, column = above + (lane >> 3) * 4, left + (lane & 7) * 4
+            return lane, row, column, row, column
+        row, step = above + (lane >> 2) * 4, lane & 3
+        return lane, row, left + step * 8, row + step * a_pitch, left + (lane >> 2) * 4 + step * b_pitch
+
+    @paired(where)
+    def place(typing, t):
+        signature = types.UniTuple(types.int32, 5)(types.int32)
+
+        def codegen(context, builder, signature, values):
+            return context.compile_internal(builder, where, signature, values)
+
+        return signature, codegen
 
     def begin_twin(bias, first, count, given):
         start = [_load(bias, first + m) if given and m < count else 0 for m in rows]
@@ -302,7 +325,7 @@ def make_tile(kind, dtype, row_quads, column_quads, depth, a_pitch, b_pitch):
 
         return finish
 
-    return begin, multiply, make_finish(False), make_finish(True)
+    return place, begin, multiply, make_finish(False), make_finish(True)
 
 
 def _rounded(values):

@@ -10,7 +10,7 @@ import numpy as np
 from loopconv.cuda import tiled
 from loopconv.cuda.intrinsics import WIDE
 from loopconv.cuda.stages import Launch, Plan
-from loopconv.cuda.tiles import CHIPS, best_tile, nearest, splits_of
+from loopconv.cuda.tiles import CHIPS, TILES, WEIGHT_TILES, best_tile, nearest, splits_of
 from loopconv.tiled.layout import adjoint_phase, problem
 
 ADD_THREADS, PACK_THREADS = 256, 256
@@ -127,9 +127,11 @@ def sum_of(geometry, contraction):
 def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, tile=None):
     """Forward or adjoint: pack the weights, multiply, and add up the parts where there are several."""
     t = sum_of(geometry, contraction)
+    if not t.phases:
+        return Plan((), {})
     p, columns = t.p, t.p.N * max(prod(phase.sizes) for phase in t.phases)
     steps = t.C * max(len(phase.taps) for phase in t.phases)
-    tile = tile or best_tile(capability, numbers.table, p.G * len(t.phases), t.M, columns, steps)
+    tile = tile or best_tile(TILES, capability, numbers.table, p.G * len(t.phases), t.M, columns, steps)
     blocks = p.G * len(t.phases) * -(-t.M // tile.rows) * -(-columns // tile.columns)
     slabs = -(-steps // tile.depth)
     splits = splits_of(blocks, slabs, tile, CHIPS[nearest(capability)])
@@ -165,6 +167,40 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
     plane = size // max(geometry.batch * channels, 1)
     add_up = _add_up(numbers, splits, size, plane, channels, has_bias, out)
     return Plan((pack, multiply, add_up), rooms | {"partial": (splits * size, None)})
+
+
+def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
+    """The weight gradient: multiply, and add up the parts where there are several."""
+    t = sum_of(geometry, "forward")
+    p, (phase,) = t.p, t.phases
+    columns, steps = t.C * len(phase.taps), p.N * prod(p.y)
+    tile = tile or best_tile(WEIGHT_TILES, capability, numbers.table, p.G, t.M, columns, steps)
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-columns // tile.columns)
+    blocks, slabs = p.G * row_blocks * column_blocks, -(-steps // tile.depth)
+    # a part has no more pixels than 32 bits can count
+    splits = max(splits_of(blocks, slabs, tile, CHIPS[nearest(capability)]), -(-steps // 2**30))
+    size = prod(geometry.w_shape)
+    _, entries, _ = _tables(t, 1)
+    header = [
+        row_blocks, column_blocks, splits, t.M, columns, steps, size, t.out_image, t.M * t.out_steps[0], *t.out_steps,
+        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *_divisors(p.y), 0,
+    ]  # fmt: skip
+    in_parts = splits > 1
+    # blocks at the edge look up columns that are not there
+    beyond = np.zeros(2 * tile.columns, np.int64)
+    constants = (
+        tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
+        (in_parts or numbers.run > 1) and columns % (WIDE // np.dtype(numbers.compute).itemsize) == 0,
+    )  # fmt: skip
+    multiply = Launch(
+        tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
+        np.concatenate([np.array(header, np.int64), entries, beyond]), blocks * splits,
+        tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
+    )  # fmt: skip
+    if not in_parts:
+        return Plan((multiply,), {})
+    add_up = _add_up(numbers, splits, size, 1, 1, False, "w")._replace(arrays=("partial", "y", "w"))
+    return Plan((multiply, add_up), {"partial": (splits * size, None)})
 
 
 def _tables(t, depth):

@@ -59,8 +59,6 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     wide_source, wide_out : whether neighbouring pixels can be read, and written, 16 bytes at a time
     """
     rows, columns = tile
-    warp_rows, warp_columns = warp_tile(kind, *quads)
-    warps_down = rows // warp_rows
     threads = threads_of(kind, tile, quads)
     pad = tile_pad(kind)
     a_pitch, b_pitch = rows + pad, columns + pad
@@ -74,8 +72,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     a_turns, b_turns = depth // a_every, depth // b_every
     a_threads, b_threads = depth * a_across, depth * b_across  # more than these have nothing to fetch
     positions_at = stages * stage * size // 8
-    is_fma = kind == "fma"
-    begin, multiply, finish, finish_wide = make_tile(kind, dtype, *quads, depth, a_pitch, b_pitch)
+    place, begin, multiply, finish, finish_wide = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch)
     arrived = make_arrived(stages - 2)
     element = getattr(types, dtype)
 
@@ -122,13 +119,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         a_to = np.int32(t // a_across * a_pitch + t % a_across * vector)
         b_to = np.int32(b_start + t // b_across * b_pitch + j)
 
-        # where this thread's tile is: result row and column, and its operands in a slab
-        lane, warp = t & 31, t >> 5
-        down = lane >> 3 if is_fma else lane >> 2
-        row = np.int32(warp % warps_down * warp_rows + 4 * down)
-        column = np.int32(warp // warps_down * warp_columns + ((lane & 7) * 4 if is_fma else (lane & 3) * 8))
-        a_at = np.int32(row + (0 if is_fma else (lane & 3) * a_pitch))
-        b_at = np.int32(b_start + (column if is_fma else warp // warps_down * warp_columns + 4 * down + (lane & 3) * b_pitch))
+        lane, row, column, a_at, b_at = place(np.int32(t))
         row_count = plan[ROWS] - first_row - row
         has_bias = (plan[HAS_BIAS] != 0) & (split == 0)
         total = begin(bias, group * plan[ROWS] + first_row + row, row_count, has_bias)
@@ -165,7 +156,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
                 writing = np.int32(writing + stage) if writing < (stages - 1) * stage else np.int32(0)
             sent()
             if step >= stages - 1:
-                total = multiply(total, shared, np.int32(reading + a_at), np.int32(reading + b_at), lane)
+                total = multiply(total, shared, np.int32(reading + a_at), np.int32(reading + b_start + b_at), lane)
                 reading = np.int32(reading + stage) if reading < (stages - 1) * stage else np.int32(0)
 
         base = positions[positions_at + columns] + row * plan[OUT_ROW]
@@ -187,6 +178,108 @@ def threads_of(kind, tile, quads):
     """Threads of a block: a warp for every warp's tile."""
     rows, columns = warp_tile(kind, *quads)
     return 32 * (tile[0] // rows) * (tile[1] // columns)
+
+
+# The plan array of the weight kernel, before two words for each column: its offset in x and its displacement.
+(
+    W_ROW_BLOCKS, W_COLUMN_BLOCKS, W_SPLITS, W_ROWS, W_COLUMNS, W_STEPS, W_SIZE, Y_IMAGE, Y_GROUP, Y_ROW, Y_Z, Y_P, Y_Q,
+    X_IMAGE, X_GROUP, X_Z, X_P, X_Q, W_STRIDE_Z, W_STRIDE_P, W_STRIDE_Q, W_SIZE_Z, W_SIZE_P, W_SIZE_Q, W_PIXELS,
+) = range(25)  # fmt: skip
+WEIGHT_HEADER = 34  # W_PIXELS has nine numbers, and entries are aligned
+
+
+def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
+    """The kernel of the weight gradient; its constants are as in `make_sum`."""
+    rows, columns = tile
+    threads = threads_of(kind, tile, quads)
+    pad = tile_pad(kind)
+    a_pitch, b_pitch = rows + pad, columns + pad
+    stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
+    across = threads // depth  # rows, and columns, that the threads fetch at once: each thread one pixel
+    a_turns, b_turns = rows // across, columns // across
+    positions_at = stages * stage * np.dtype(dtype).itemsize // 8
+    place, begin, multiply, finish, finish_wide = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch)
+    arrived = make_arrived(stages - 2)
+    element = getattr(types, dtype)
+
+    def weight_kernel(x, y, out, plan):
+        shared = cuda.shared.array(0, element)
+        positions = cuda.shared.array(0, types.int64)
+        t = np.int64(cuda.threadIdx.x)
+        block = np.int64(cuda.blockIdx.x)
+        first_row = block % plan[W_ROW_BLOCKS] * rows
+        block //= plan[W_ROW_BLOCKS]
+        first_column = block % plan[W_COLUMN_BLOCKS] * columns
+        block //= plan[W_COLUMN_BLOCKS]
+        split = block % plan[W_SPLITS]
+        group = block // plan[W_SPLITS]
+
+        # the first pixel that this thread fetches, and how many there are from there on
+        slabs = -(-plan[W_STEPS] // depth)
+        first_slab = slabs * split // plan[W_SPLITS]
+        slabs = np.int32(slabs * (split + 1) // plan[W_SPLITS] - first_slab)
+        d = t % depth
+        first_image = first_slab * depth // plan[W_PIXELS]
+        step = first_slab * depth - first_image * plan[W_PIXELS] + d
+        last = plan[W_STEPS] - first_image * plan[W_PIXELS]
+        row, column = first_row + t // depth, first_column + t // depth
+        y_from = first_image * plan[Y_IMAGE] + group * plan[Y_GROUP] + row * plan[Y_ROW]
+        x_from = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
+        a_rows = np.int32(min(plan[W_ROWS] - row, rows))
+        b_columns = np.int32(min(plan[W_COLUMNS] - column, columns))
+        table = WEIGHT_HEADER + 2 * column
+        a_to = np.int32(d * a_pitch + t // depth)
+        b_to = np.int32(b_start + d * b_pitch + t // depth)
+        d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
+
+        lane, row, column, a_at, b_at = place(np.int32(t))
+        total = begin(y, 0, 0, False)
+        if t < columns:
+            positions[positions_at + t] = first_column + t if first_column + t < plan[W_COLUMNS] else -1
+        if t == 0:  # which costs fewer registers than to keep them
+            base = split * plan[W_SIZE] + (group * plan[W_ROWS] + first_row) * plan[W_COLUMNS]
+            positions[positions_at + columns] = base
+            positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
+
+        writing, reading = np.int32(0), np.int32(0)
+        for turn in range(slabs + np.int32(stages - 1)):
+            arrived()
+            cuda.syncthreads()
+            if turn < slabs:
+                n, z, p, q = pixel(step, plan, W_PIXELS)
+                exists = step < last
+                at = y_from + n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
+                for i in range(a_turns):
+                    ok = exists & (i * across < a_rows)
+                    fetch(shared, np.int32(writing + a_to + i * across), y, at, ok)
+                    at += across * plan[Y_ROW]
+                z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
+                at = x_from + n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
+                for i in range(b_turns):
+                    ok = exists & (i * across < b_columns)
+                    offset, dz, dp, dq = entry(plan, table + 2 * i * across)
+                    if axes > 2:
+                        ok &= inside(np.int32(z) + dz, d_size)
+                    if axes > 1:
+                        ok &= inside(np.int32(p) + dp, h_size)
+                    if axes > 0:
+                        ok &= inside(np.int32(q) + dq, w_size)
+                    fetch(shared, np.int32(writing + b_to + i * across), x, at + offset, ok)
+                step += depth
+                writing = np.int32(writing + stage) if writing < (stages - 1) * stage else np.int32(0)
+            sent()
+            if turn >= stages - 1:
+                total = multiply(total, shared, np.int32(reading + a_at), np.int32(reading + b_start + b_at), lane)
+                reading = np.int32(reading + stage) if reading < (stages - 1) * stage else np.int32(0)
+
+        base = positions[positions_at + columns] + row * plan[W_COLUMNS]
+        row_count = positions[positions_at + columns + 1] - row
+        if wide_out:
+            finish_wide(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
+        else:
+            finish(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
+
+    return weight_kernel
 
 
 def sum_shared(kind, dtype, tile, quads, depth, stages, *_):

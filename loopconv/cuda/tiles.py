@@ -46,15 +46,21 @@ _TF32 = (
     Tile("tf32", 128, 128, (2, 4), 16, 2, 2, 0.5),
     Tile("tf32", 64, 64, (1, 2), 16, 3, 4, 0.35),
 )
+# The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
+_WEIGHT32 = tuple(tile._replace(depth=16, stages=2, share=tile.share * 0.9) for tile in _FLOAT32)
 TILES = {
     (8, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
     (9, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
+}
+WEIGHT_TILES = {
+    (8, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
+    (9, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
 }
 
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
 SPLIT_SLABS = 16
 # Parts of one result: more cost more to add up than they bring.
-MOST_SPLITS = 16
+MOST_SPLITS = 256
 
 
 def nearest(capability):
@@ -63,9 +69,9 @@ def nearest(capability):
 
 
 def splits_of(blocks, slabs, tile, chip):
-    """Into how many sums to cut each result, so that every multiprocessor has its blocks; a function of the geometry alone."""
-    wanted = -(-chip.processors * tile.resident // max(blocks, 1)) if blocks < chip.processors else 1
-    return max(1, min(wanted, slabs // SPLIT_SLABS, MOST_SPLITS))
+    """Into how many sums to cut each result so that the chip is full, by the geometry and the chip alone."""
+    places = chip.processors * tile.resident
+    return max(1, min(places // max(blocks, 1), slabs // SPLIT_SLABS, MOST_SPLITS))
 
 
 def time_of(tile, groups, rows, columns, slabs, chip):
@@ -78,9 +84,9 @@ def time_of(tile, groups, rows, columns, slabs, chip):
     return each * tile.rows * tile.columns * tile.depth * slabs / splits / share
 
 
-def best_tile(capability, name, groups, rows, columns, steps):
+def best_tile(tiles, capability, name, groups, rows, columns, steps):
     """The tile that is expected to be the fastest for a product of so many rows, columns and steps."""
     known = nearest(capability)
     return min(
-        TILES[known][name], key=lambda tile: time_of(tile, groups, rows, columns, -(-steps // tile.depth), CHIPS[known])
+        tiles[known][name], key=lambda tile: time_of(tile, groups, rows, columns, -(-steps // tile.depth), CHIPS[known])
     )
