@@ -257,6 +257,10 @@ def _cuda_algorithms(contraction, geometry):
     return import_module("loopconv.cuda.driver").algorithms(contraction, geometry)
 
 
+def _cuda_precisions(contraction, geometry, dtype):
+    return import_module("loopconv.cuda.driver").precisions(contraction, geometry, dtype)
+
+
 def _load_loops(contraction, execution):
     driver = getattr(import_module("loopconv.loops.driver"), contraction)
     return partial(driver, getattr(import_module("loopconv.loops.executions"), execution)(contraction))
@@ -295,6 +299,6 @@ for _contraction in CONTRACTIONS:
     register(
         Implementation(
             _contraction, "cuda", partial(_load_cuda, _contraction), _missing_cuda, _cuda_unsupported, _never,
-            partial(_cuda_algorithms, _contraction),
+            partial(_cuda_algorithms, _contraction), partial(_cuda_precisions, _contraction),
         )
     )  # fmt: skip

@@ -15,7 +15,7 @@ def contract(contraction, g, roles, role, shape, given, bias, out, backend, algo
             f"backend must be None or 'cuda' for arrays of a GPU, got {backend!r}; copy them to the host for others"
         )
     run = registry.select(contraction, "cuda", g, like.dtype, algorithm, precision)
-    result = like.library.make(like, shape) if out is None else _writable(out, shape, everything)
+    result = like.library.make(like, shape) if out is None else writable(out, shape, everything)
     operands = {roles[name]: array for name, array in given.items()}
     run(g, **operands, **{role: result}, **({} if bias is None else {"bias": bias}))
     return like.library.give(result) if out is None else out
@@ -45,7 +45,7 @@ def together(given):
     return like
 
 
-def _writable(out, shape, given):
+def writable(out, shape, given):
     """`out` as an array of the same GPU that can take the result, apart from the arrays that are read."""
     result = recognised("out", out)
     if result is None:

@@ -3,22 +3,32 @@
 The arrays of a call are either NumPy's, which are copied to the GPU and the result back, or `foreign.DeviceArray`s.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from loopconv.cuda import textbook
+from loopconv.cuda import plans, textbook
 from loopconv.cuda.foreign import DeviceArray
 from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES, room_bytes
 
-# What `algorithm=` may say, and the plan it stands for; the first is taken where it says nothing.
-PLANS = {
+# What `algorithm=` may say of each contraction.
+TEXTBOOK = {
     "forward": {"textbook": textbook.forward_plan},
     "adjoint": {"textbook": textbook.gather_plan, "scatter": textbook.scatter_plan},
     "weight": {"textbook": textbook.weight_plan},
 }
+
+
+class Settings(NamedTuple):
+    """What decides the plan of a call, besides the GPU and where the arrays are."""
+
+    contraction: str
+    geometry: Any
+    dtype: str
+    algorithm: str | None
+    precision: str | None
+    has_bias: bool
 
 
 def forward(geometry, x, w, y, bias=None, algorithm=None, precision=None):
@@ -41,83 +51,107 @@ def _contract(contraction, geometry, arrays, bias, algorithm, precision):
     *_, result = arrays.values()
     if prod(result.shape):
         settings = Settings(contraction, geometry, str(result.dtype), algorithm, precision, bias is not None)
-        channels = geometry.k if contraction == "forward" else geometry.c
-        given = {} if bias is None else {"bias": bias}
-        launch(partial(ready, settings), {**given, **arrays}, channels)
+        launch(partial(ready, settings), arrays if bias is None else {"bias": bias, **arrays})
 
 
-def preferred(contraction, geometry, dtype, precision):
-    """The algorithm that is expected to be the fastest."""
-    return next(iter(PLANS[contraction]))
+# ------------------------------------------------------------------------------------ which algorithm
 
 
 def algorithms(contraction, geometry):
-    """The names that `algorithm=` may have for a call."""
-    return tuple(PLANS[contraction])
+    """The names that `algorithm=` may have for a call, the one that is chosen without it first."""
+    return ("tiled",) * is_tiled(geometry) + tuple(TEXTBOOK[contraction])
+
+
+def is_tiled(geometry):
+    """Whether there are products to add up, and as many pixels as the tiled kernels can count."""
+    return geometry.macs > 0 and 0 not in geometry.input and plans.is_in_reach(geometry)
+
+
+def precisions(contraction, geometry, dtype):
+    """The names that ``precision=`` may have for a call."""
+    return ("tf32",) if is_tiled(geometry) and str(dtype) == "float32" else ()
+
+
+def plan_of(settings, aligned, capability):
+    """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
+    contraction, geometry, dtype, algorithm, precision, has_bias = settings
+    algorithm = algorithm or algorithms(contraction, geometry)[0]
+    if algorithm != "tiled":
+        return TEXTBOOK[contraction][algorithm](geometry)
+    numbers = plans.Numbers(dtype, precision, aligned)
+    if contraction == "weight":
+        return plans.weight_plan(geometry, numbers, capability)
+    return plans.sum_plan(geometry, contraction, numbers, capability, has_bias)
 
 
 @lru_cache(maxsize=1024)
-def ready(contraction, geometry, dtype, algorithm, precision, device):
-    """The plan of a call, on a GPU with all that its kernels need."""
-    return Call(PLANS[contraction][algorithm](geometry), dtype, device)
+def ready(settings, aligned, device):
+    """A call with its kernels and its plan on a GPU."""
+    g = settings.geometry
+    zeros = 0 if settings.has_bias else 8 * (g.k if settings.contraction == "forward" else g.c)
+    return Call(plan_of(settings, aligned, machine.capability(device)), settings.dtype, device, zeros)
 
 
 class Call:
-    """A plan on a GPU, and the bytes of its rooms."""
+    """A plan on a GPU, the bytes of its rooms, and how many zeros it takes for a bias."""
 
-    def __init__(self, plan, dtype, device):
-        self.plan, self.rooms = plan, room_bytes(plan, dtype)
-        self.prepared = machine.Prepared(plan, dtype, device)
+    def __init__(self, plan, dtype, device, zeros=0):
+        self.plan, self.rooms, self.device = plan, room_bytes(plan, dtype), device
+        self.launch = machine.Prepared(plan, dtype, device).launch
+        self.zeros = zeros if any("bias" in launch.arrays for launch in plan.launches) else 0
+
+    def bias(self):
+        """What is passed as a bias where there is none."""
+        return {"bias": machine.zeros(self.device, self.zeros)} if self.zeros else {}
 
 
-def sums(array, axis, out):
-    """out = the sums of a DeviceArray over all axes but one."""
-    before, channels, after = prod(array.shape[:axis]), array.shape[axis], prod(array.shape[axis + 1 :])
-    if channels:
-        _launch(_ready_sums(before, channels, after, array.dtype, array.device), {"y": array, "out": out}, channels)
+def sums(array, axis, result):
+    """result = the sums of a DeviceArray over all axes but one."""
+    sizes = prod(array.shape[:axis]), array.shape[axis], prod(array.shape[axis + 1 :])
+    if sizes[1]:
+        launch(partial(_ready_sums, sizes, array.dtype), {"y": array, "bias": result})
 
 
 @lru_cache(maxsize=256)
-def _ready_sums(before, channels, after, dtype, device):
-    return Call(textbook.sums_plan(before, channels, after, DTYPES[dtype][1].name), dtype, device)
+def _ready_sums(sizes, dtype, aligned, device):
+    return Call(textbook.sums_plan(*sizes, DTYPES[dtype][1].name), dtype, device)
 
 
 # ------------------------------------------------------------------------------------------ the arrays
 
 
-def _device(array):
-    """The GPU to use: that of the array, or for one of NumPy's, the current one."""
-    return array.device if type(array) is DeviceArray else machine.current_device()
+def launch(ready, arrays):
+    """Run what ``ready(aligned, device)`` gives on the arrays, of which the last one is the result."""
+    result = list(arrays.values())[-1]
+    if type(result) is DeviceArray:
+        with machine.current(result.device):
+            _on_arrays(ready, arrays, result)
+    else:
+        device = machine.current_device()
+        with machine.current(device):
+            _on_copies(ready(True, device), arrays, result)
 
 
-def _launch(call, arrays, channels):
-    """Run a prepared call on the arrays; without a bias it gets zeros for its channels."""
-    out = arrays["out"]
-    with machine.current(_device(out)):
-        if type(out) is DeviceArray:
-            _on_arrays(call, arrays, machine.zeros(out.device, channels * 8))
-        else:
-            _on_copies(call, arrays, machine.zeros(machine.current_device(), channels * 8))
-
-
-def _on_arrays(call, arrays, zeros):
-    """On the stream of the first array, after what the streams of the others were told."""
-    stream = next(iter(arrays.values())).stream
+def _on_arrays(ready, arrays, result):
+    """On the stream of the result, after what the streams of the others were told."""
+    stream = result.stream
     for other in {array.stream for array in arrays.values()} - {stream}:
         machine.follow(stream, other)
-    run(call, {"bias": zeros} | {name: machine.address(array) for name, array in arrays.items()}, stream)
+    aligned = not any(array.pointer % 16 for array in arrays.values())
+    addresses = {name: machine.address(array) for name, array in arrays.items()}
+    run(ready(aligned, result.device), addresses, stream)
 
 
-def _on_copies(call, arrays, zeros):
+def _on_copies(call, arrays, result):
     """On copies of NumPy arrays, on the default stream; the result is copied back."""
     stream, addresses = 0, {}
     try:
         for name, array in arrays.items():
             addresses[name] = machine.allocate(array.nbytes, stream)
-            if name != "out":
+            if array is not result:
                 machine.copy_in(addresses[name], array, stream)
-        run(call, {"bias": zeros} | addresses, stream)
-        machine.copy_out(arrays["out"], addresses["out"], stream)
+        run(call, addresses, stream)
+        machine.copy_out(result, addresses[name], stream)
     finally:
         for address in addresses.values():
             machine.free(address, stream)
@@ -129,7 +163,7 @@ def run(call, addresses, stream):
     try:
         for name, size in call.rooms.items():
             rooms[name] = machine.allocate(size, stream)
-        call.prepared.launch(slice(None), addresses | rooms, stream)
+        call.launch(slice(None), call.bias() | addresses | rooms, stream)
     finally:
         for address in rooms.values():
             machine.free(address, stream)

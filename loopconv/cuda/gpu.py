@@ -248,12 +248,22 @@ def wait(stream):
 
 
 def follow(stream, other):
-    """What `stream` does from now on comes after what `other` was told so far; the host does not wait."""
+    """What `stream` does from now on comes after what `other` was told so far; the host does not wait.
+
+    Work that is captured in a graph cannot wait for work outside; whoever replays the graph sees to that.
+    """
+    if _is_captured(stream) and not _is_captured(other):
+        return
     flags = driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
     event = done(driver.cuEventCreate(flags), "ordering streams")
     done(driver.cuEventRecord(event, other), "ordering streams")
     done(driver.cuStreamWaitEvent(stream, event, 0), "ordering streams")
     done(driver.cuEventDestroy(event), "ordering streams")
+
+
+def _is_captured(stream):
+    none = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+    return done(driver.cuStreamIsCapturing(stream), "asking about a stream") != none
 
 
 # ---------------------------------------------------------------------------------------------- launches
