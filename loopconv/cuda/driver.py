@@ -19,6 +19,9 @@ TEXTBOOK = {
     "weight": {"textbook": textbook.weight_plan},
 }
 
+# What atomic additions are for.
+ATOMIC = ("float32", "float64")
+
 
 class Settings(NamedTuple):
     """What decides the plan of a call, besides the GPU and where the arrays are."""
