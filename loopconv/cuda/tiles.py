@@ -60,6 +60,9 @@ WEIGHT_TILES = {
     (9, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
 }
 
+# Of small groups: pixels, or columns, of each thread, and threads.
+GROUPED, GROUPED_WEIGHT = (4, 128), (8, 128)
+
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
 SPLIT_SLABS = 16
 # Parts of one result: more cost more to add up than they bring.
