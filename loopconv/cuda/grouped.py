@@ -77,6 +77,7 @@ def make_grouped_sum(dtype, rows, run, axes, threads):
     The plan array is that of the sum kernel, with slabs of one step.
     """
     element = getattr(types, dtype)
+    coordinates, totals = 3 * run, rows * run
 
     def grouped_sum_kernel(source, w, bias, out, plan):
         weights = cuda.shared.array(0, element)
@@ -104,16 +105,16 @@ def make_grouped_sum(dtype, rows, run, axes, threads):
         j = first_column - first_image * image_pixels + t
         last = (plan[BATCH] - first_image) * image_pixels
         here = cuda.local.array(run, types.int64)
-        place = cuda.local.array((run, 3), types.int32)
-        total = cuda.local.array((run, rows), element)
+        place = cuda.local.array(coordinates, types.int32)
+        total = cuda.local.array(totals, element)
         for r in range(run):
             n, z, p, q = pixel(j + r * threads, plan, phase + PHASE_PIXELS)
             z, p, q = z * plan[STRIDE_Z], p * plan[STRIDE_P], q * plan[STRIDE_Q]
             here[r] = (n + first_image) * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP]
             here[r] += z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q * plan[SOURCE_Q]
-            place[r, 0], place[r, 1], place[r, 2] = z, p, q
+            place[3 * r], place[3 * r + 1], place[3 * r + 2] = z, p, q
             for m in range(rows):
-                total[r, m] = 0.0
+                total[r * rows + m] = 0.0
 
         d_size, h_size, w_size = np.int32(plan[SIZE_Z]), np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
         table = plan[TABLE] + 2 * first
@@ -122,15 +123,15 @@ def make_grouped_sum(dtype, rows, run, axes, threads):
             for r in range(run):
                 ok = j + r * threads < last
                 if axes > 2:
-                    ok &= inside(place[r, 0] + dz, d_size)
+                    ok &= inside(place[3 * r] + dz, d_size)
                 if axes > 1:
-                    ok &= inside(place[r, 1] + dp, h_size)
+                    ok &= inside(place[3 * r + 1] + dp, h_size)
                 if axes > 0:
-                    ok &= inside(place[r, 2] + dq, w_size)
+                    ok &= inside(place[3 * r + 2] + dq, w_size)
                 if ok:
                     value = load(source, here[r] + offset)
                     for m in range(rows):
-                        total[r, m] += weights[step * rows + m] * value
+                        total[r * rows + m] += weights[step * rows + m] * value
 
         for r in range(run):
             if j + r * threads < last:
@@ -139,7 +140,7 @@ def make_grouped_sum(dtype, rows, run, axes, threads):
                 to += plan[phase + PHASE_START] + group * plan[OUT_GROUP] + first_row * plan[OUT_ROW]
                 for m in range(rows):
                     if first_row + m < plan[ROWS]:
-                        value = total[r, m]
+                        value = total[r * rows + m]
                         if plan[HAS_BIAS]:
                             value += load(bias, group * plan[ROWS] + first_row + m)
                         store(out, to + m * plan[OUT_ROW], value)

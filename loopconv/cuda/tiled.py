@@ -295,6 +295,7 @@ def sum_shared(kind, dtype, tile, quads, depth, stages, *_):
 # The plan array of the packer, before two words for each step, of which the first is its offset in the weights.
 PACK_ROWS, PACK_PITCH, PACK_STEPS, PACK_GROUP, PACK_ROW, PACK_HEADER = range(6)
 SIDE = 32  # of the squares in which the packer goes from step after step to row after row
+SQUARE = SIDE * (SIDE + 1)
 
 
 def make_pack(dtype):
@@ -303,7 +304,7 @@ def make_pack(dtype):
     element = getattr(types, dtype)
 
     def pack_kernel(w, packed, plan):
-        square = cuda.shared.array(SIDE * (SIDE + 1), element)
+        square = cuda.shared.array(SQUARE, element)
         block, across, down = np.int64(cuda.blockIdx.x), cuda.threadIdx.x % SIDE, cuda.threadIdx.x // SIDE
         row_blocks, step_blocks = plan[PACK_PITCH] // SIDE, -(-plan[PACK_STEPS] // SIDE)
         first_row = block % row_blocks * SIDE
