@@ -8,7 +8,8 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from loopconv.cuda.intrinsics import entry, inside, load, pixel, store
+from loopconv.cuda.elements import load, store
+from loopconv.cuda.intrinsics import entry, inside, pixel
 from loopconv.cuda.tiled import (
     BATCH,
     COLUMN_BLOCKS,

@@ -107,9 +107,8 @@ def is_in_runs(sizes, steps, image, run):
 # ---------------------------------------------------------------------------------- forward and adjoint
 
 
-def plan(contraction, geometry, storage, capability, has_bias=False, precision=None, aligned=True):
+def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
-    numbers = Numbers(storage, precision, aligned)
     small = is_grouped(geometry, contraction)
     if contraction == "weight":
         return (grouped_weight_plan if small else weight_plan)(geometry, numbers, capability)

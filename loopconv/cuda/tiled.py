@@ -14,18 +14,17 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
+from loopconv.cuda.elements import load, store
 from loopconv.cuda.intrinsics import (
     WIDE,
     entry,
     fetch,
     fetch_wide,
     inside,
-    load,
     make_arrived,
     make_tile,
     pixel,
     sent,
-    store,
     warp_tile,
 )
 
