@@ -81,10 +81,7 @@ def plan_of(settings, aligned, capability):
     algorithm = algorithm or algorithms(contraction, geometry)[0]
     if algorithm != "tiled":
         return TEXTBOOK[contraction][algorithm](geometry)
-    numbers = plans.Numbers(dtype, precision, aligned)
-    if contraction == "weight":
-        return plans.weight_plan(geometry, numbers, capability)
-    return plans.sum_plan(geometry, contraction, numbers, capability, has_bias)
+    return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
 
 
 @lru_cache(maxsize=1024)

@@ -11,13 +11,15 @@ read from shared memory 128 bits at a time. Where the quads of a lane lie in the
 * "tf32": the fragments of mma.sync.m16n8k8, with rows and columns renamed so that what a lane holds of four
   fragments lies side by side: quads of rows are 32 apart, and so are pairs of quads of columns.
 
-A number of 16 bits is widened when it is read and rounded when it is written; bfloat16 arrives as uint16.
+Numbers of 16 bits are widened when they are read and rounded when they are written, as in `elements`.
 """
 
 import numpy as np
-from numba.core import config
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+from loopconv.cuda.elements import load, store
+from loopconv.cuda.gpu import is_simulated
+
+SIMULATED = is_simulated()
 
 if not SIMULATED:
     from llvmlite import ir
@@ -37,42 +39,7 @@ def paired(twin):
     return (lambda _: twin) if SIMULATED else intrinsic
 
 
-# -------------------------------------------------------------------------------------------- numbers
-
-
-def _load(array, i):
-    value = array[i]
-    if array.dtype == np.uint16:
-        return np.array([int(value) << 16], np.uint32).view(np.float32)[0]
-    return value if array.dtype.itemsize > 2 else np.float32(value)
-
-
-@paired(_load)
-def load(typing, array, i):
-    """array[i], 16 bits widened to 32."""
-
-    def codegen(context, builder, signature, values):
-        return _read(builder, values[0], values[1], array.dtype)
-
-    return _wide(array.dtype)(array, types.int64), codegen
-
-
-def _store(array, i, value):
-    if array.dtype == np.uint16:
-        bits = int(np.array([value], np.float32).view(np.uint32)[0])
-        array[i] = 0x7FFF if value != value else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    else:
-        array[i] = value
-
-
-@paired(_store)
-def store(typing, array, i, value):
-    """array[i] = value, rounded where that has 16 bits."""
-
-    def codegen(context, builder, signature, values):
-        _write(builder, values[0], values[1], values[2], array.dtype)
-
-    return types.void(array, types.int64, _wide(array.dtype)), codegen
+# ---------------------------------------------------------------------------- tables of integers
 
 
 @paired(lambda i, n: 0 <= i < n)
@@ -140,7 +107,7 @@ def pixel(typing, i, plan, at):
 
 
 def _fetch(shared, to, array, i, ok):
-    shared[to] = _load(array, i) if ok else 0
+    shared[to] = load(array, i) if ok else 0
 
 
 @paired(_fetch)
@@ -255,7 +222,7 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
         return signature, codegen
 
     def begin_twin(bias, first, count, given):
-        start = [_load(bias, first + m) if given and m < count else 0 for m in rows]
+        start = [load(bias, first + m) if given and m < count else 0 for m in rows]
         return np.repeat(np.array(start, dtype)[:, None], shape[1], 1)
 
     @paired(begin_twin)
@@ -303,7 +270,7 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
     def finish_twin(tile, out, base, step, count, positions, first):
         for m, j in np.ndindex(*shape):
             if rows[m] < count and positions[first + columns[j]] >= 0:
-                _store(out, base + rows[m] * step + positions[first + columns[j]], tile[m, j])
+                store(out, base + rows[m] * step + positions[first + columns[j]], tile[m, j])
 
     def make_finish(wide):
         @paired(finish_twin)
@@ -384,11 +351,6 @@ def _tf32_step(builder, parts, a, b, element):
 
 
 # ------------------------------------------------------------------------------------ what they are made of
-
-
-def _wide(dtype):
-    """The dtype that numbers of `dtype` are computed in."""
-    return types.float64 if dtype == types.float64 else types.float32
 
 
 def _element(dtype):

@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopconv.cuda import tiled
+from loopconv.cuda import grouped, tiled
 from loopconv.cuda.intrinsics import WIDE
 from loopconv.cuda.stages import Launch, Plan
-from loopconv.cuda.tiles import CHIPS, TILES, WEIGHT_TILES, best_tile, nearest, splits_of
+from loopconv.cuda.tiles import CHIPS, GROUPED, GROUPED_WEIGHT, MOST_SPLITS, TILES, WEIGHT_TILES, best_tile, nearest, splits_of
 from loopconv.tiled.layout import adjoint_phase, problem
 
 ADD_THREADS, PACK_THREADS = 256, 256
+
+
+# Up to so many result channels in a group, a tile of 16 rows is mostly empty; their weights have to fit shared memory.
+SMALL_GROUP, SMALL_STEPS = 4, 1024
 
 
 class Phase(NamedTuple):
@@ -79,6 +83,14 @@ def is_in_reach(geometry):
     return sizes < 2**30
 
 
+def is_grouped(geometry, contraction):
+    """Whether the groups have too few channels for the rows of a tile, and each thread sums on its own."""
+    g = geometry
+    rows = (g.c if contraction == "adjoint" else g.k) // g.groups
+    steps = (g.k if contraction == "adjoint" else g.c) // g.groups * prod(g.kernel)
+    return g.groups > 1 and rows <= SMALL_GROUP and steps <= SMALL_STEPS
+
+
 def is_pointwise(phases):
     """Whether every result pixel reads just the source pixel in its place."""
     return all(len(phase.taps) == 1 and not any(phase.taps[0][1]) for phase in phases)
@@ -93,6 +105,14 @@ def is_in_runs(sizes, steps, image, run):
 
 
 # ---------------------------------------------------------------------------------- forward and adjoint
+
+
+def plan(contraction, geometry, numbers, capability, has_bias=False):
+    """The plan of a call that `is_in_reach`, by the kernels that are for it."""
+    small = is_grouped(geometry, contraction)
+    if contraction == "weight":
+        return (grouped_weight_plan if small else weight_plan)(geometry, numbers, capability)
+    return (grouped_sum_plan if small else sum_plan)(geometry, contraction, numbers, capability, has_bias)
 
 
 @lru_cache(maxsize=256)
@@ -153,7 +173,7 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
         wide_source, wide_out,
     )  # fmt: skip
     in_parts = splits > 1
-    header = _header(t, tile, columns, splits, side, len(w_table), has_bias and not in_parts, size)
+    header = _header(t, -(-t.M // tile.rows), -(-columns // tile.columns), splits, side, len(w_table), has_bias and not in_parts, size)
     multiply = Launch(
         tiled.make_sum, constants,
         ("packed", source, "bias" if has_bias and not in_parts else "w", "partial" if in_parts else out),
@@ -169,6 +189,47 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
     return Plan((pack, multiply, add_up), rooms | {"partial": (splits * size, None)})
 
 
+def grouped_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, shape=None):
+    """Forward or adjoint of small groups; `shape` is (run, threads) of a block."""
+    t = sum_of(geometry, contraction)
+    if not t.phases:
+        return Plan((), {})
+    p, columns = t.p, t.p.N * max(prod(phase.sizes) for phase in t.phases)
+    run, threads = shape or GROUPED
+    rows = 1 << (min(t.M, SMALL_GROUP) - 1).bit_length()
+    w_table, entries, counts = _tables(t, 1)
+    row_blocks, column_blocks = -(-t.M // rows), -(-columns // (threads * run))
+    source, out = ("x", "y") if contraction == "forward" else ("y", "x")
+    header = _header(t, row_blocks, column_blocks, 1, 0, len(w_table), has_bias, 0)
+    table = np.concatenate([header, _phases(t, counts), entries, np.array(t.w_steps[:2], np.int64), w_table])
+    launch = Launch(
+        grouped.make_grouped_sum, (numbers.compute, rows, run, _axes(t), threads),
+        (source, "w", "bias" if has_bias else "w", out), table, p.G * len(t.phases) * row_blocks * column_blocks,
+        threads, max(max(counts) * rows, 1) * np.dtype(numbers.compute).itemsize,
+    )  # fmt: skip
+    return Plan((launch,), {})
+
+
+def grouped_weight_plan(geometry, numbers, capability=(9, 0), shape=None):
+    """The weight gradient of small groups; `shape` is (run, threads) of a block."""
+    t = sum_of(geometry, "forward")
+    p, (phase,) = t.p, t.phases
+    run, threads = shape or GROUPED_WEIGHT
+    columns, steps = t.C * len(phase.taps), p.N * prod(p.y)
+    blocks = p.G * t.M * -(-columns // run)
+    places = CHIPS[nearest(capability)].processors * 2048 // threads
+    splits = max(1, min(places // blocks, steps // (8 * threads), MOST_SPLITS), -(-steps // 2**30))
+    _, entries, _ = _tables(t, 1)
+    size, itemsize = prod(geometry.w_shape), np.dtype(numbers.compute).itemsize
+    launch = Launch(
+        grouped.make_grouped_weight, (numbers.compute, run, _axes(t), threads),
+        ("x", "y", "partial" if splits > 1 else "w"),
+        np.concatenate([_weight_header(t, geometry, 0, 0, splits), entries, np.zeros(2 * run, np.int64)]),
+        blocks * splits, threads, run * threads * itemsize,
+    )  # fmt: skip
+    return _in_parts((launch,), numbers, splits, size)
+
+
 def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     """The weight gradient: multiply, and add up the parts where there are several."""
     t = sum_of(geometry, "forward")
@@ -181,10 +242,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     splits = max(splits_of(blocks, slabs, tile, CHIPS[nearest(capability)]), -(-steps // 2**30))
     size = prod(geometry.w_shape)
     _, entries, _ = _tables(t, 1)
-    header = [
-        row_blocks, column_blocks, splits, t.M, columns, steps, size, t.out_image, t.M * t.out_steps[0], *t.out_steps,
-        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *_divisors(p.y), 0,
-    ]  # fmt: skip
+    header = _weight_header(t, geometry, row_blocks, column_blocks, splits)
     in_parts = splits > 1
     # blocks at the edge look up columns that are not there
     beyond = np.zeros(2 * tile.columns, np.int64)
@@ -194,13 +252,28 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     )  # fmt: skip
     multiply = Launch(
         tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
-        np.concatenate([np.array(header, np.int64), entries, beyond]), blocks * splits,
+        np.concatenate([header, entries, beyond]), blocks * splits,
         tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
     )  # fmt: skip
-    if not in_parts:
-        return Plan((multiply,), {})
-    add_up = _add_up(numbers, splits, size, 1, 1, False, "w")._replace(arrays=("partial", "y", "w"))
-    return Plan((multiply, add_up), {"partial": (splits * size, None)})
+    return _in_parts((multiply,), numbers, splits, size)
+
+
+def _in_parts(launches, numbers, parts, size):
+    """The plan of a weight gradient, with a second pass where it has several parts."""
+    if parts == 1:
+        return Plan(launches, {})
+    add_up = _add_up(numbers, parts, size, 1, 1, False, "w")._replace(arrays=("partial", "y", "w"))
+    return Plan((*launches, add_up), {"partial": (parts * size, None)})
+
+
+def _weight_header(t, geometry, row_blocks, column_blocks, splits):
+    numbers = [
+        row_blocks, column_blocks, splits, t.M, t.C * len(t.phases[0].taps), t.p.N * prod(t.p.y), prod(geometry.w_shape),
+        t.out_image, t.M * t.out_steps[0], *t.out_steps, t.source_image, t.C * t.source_steps[0], *t.source_steps[1:],
+        *t.stride, *t.source, *_divisors(t.p.y), 0,
+    ]  # fmt: skip
+    assert len(numbers) == tiled.WEIGHT_HEADER
+    return np.array(numbers, np.int64)
 
 
 def _tables(t, depth):
@@ -232,10 +305,9 @@ def _axes(t):
     return 0
 
 
-def _header(t, tile, columns, splits, pitch, steps, has_bias, size):
-    p = t.p
+def _header(t, row_blocks, column_blocks, splits, pitch, steps, has_bias, size):
     numbers = [
-        -(-t.M // tile.rows), -(-columns // tile.columns), len(t.phases), splits, t.M, pitch, steps, p.N, int(has_bias),
+        row_blocks, column_blocks, len(t.phases), splits, t.M, pitch, steps, t.p.N, int(has_bias),
         t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], t.out_image, t.M * t.out_steps[0], *t.out_steps,
         size if splits > 1 else 0, *t.stride, *t.source, tiled.SUM_HEADER + len(t.phases) * tiled.PHASE,
     ]  # fmt: skip

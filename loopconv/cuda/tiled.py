@@ -14,18 +14,17 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
+from loopconv.cuda.elements import load, store
 from loopconv.cuda.intrinsics import (
     WIDE,
     entry,
     fetch,
     fetch_wide,
     inside,
-    load,
     make_arrived,
     make_tile,
     pixel,
     sent,
-    store,
     warp_tile,
 )
 
@@ -70,7 +69,8 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     # rows of a slab that the threads fetch at once
     a_every, b_every = min(threads // a_across, depth), min(threads // b_across, depth)
     a_turns, b_turns = depth // a_every, depth // b_every
-    a_threads, b_threads = depth * a_across, depth * b_across  # more than these have nothing to fetch
+    # threads that have something to fetch, 0 where all have
+    a_threads, b_threads = (n % threads for n in (a_every * a_across, b_every * b_across))
     positions_at = stages * stage * size // 8
     place, begin, multiply, finish, finish_wide = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch)
     arrived = make_arrived(stages - 2)
@@ -102,6 +102,8 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         here += zs * plan[SOURCE_Z] + ps * plan[SOURCE_P] + qs * plan[SOURCE_Q]
         z0, p0, q0 = np.int32(zs), np.int32(ps), np.int32(qs)
         exists = j < last
+        if axes and not exists:
+            q0 = np.int32(AWAY)  # which no displacement brings inside
         if t < columns:
             n, z, p, q = pixel(first_column - first_image * image_pixels + t, plan, phase + PHASE_PIXELS)
             to = (n + first_image) * plan[OUT_IMAGE] + z * plan[OUT_Z]
@@ -128,36 +130,38 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
             positions[positions_at + columns] = base + first_row * plan[OUT_ROW]
             positions[positions_at + columns + 1] = plan[ROWS] - first_row
 
-        writing, reading = np.int32(0), np.int32(0)
+        slab_at = np.int32(0)  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slabs = np.int32(slabs)
         for step in range(slabs + np.int32(stages - 1)):
             # this slab's fetches have arrived, and all are done with the one whose place is taken next
             arrived()
             cuda.syncthreads()
             if step < slabs:
-                for i in range(a_turns if t < a_threads else 0):
-                    fetch_wide(shared, np.int32(writing + a_to + i * a_every * a_pitch), packed, a_from, True)
-                    a_from += a_every * plan[PITCH]
-                for i in range(b_turns if t < b_threads else 0):
-                    offset, dz, dp, dq = entry(plan, b_from)
-                    ok = exists if axes else exists & (dq != AWAY)
-                    if axes > 2:
-                        ok &= inside(z0 + dz, d_size)
-                    if axes > 1:
-                        ok &= inside(p0 + dp, h_size)
-                    if axes > 0:
-                        ok &= inside(q0 + dq, w_size)
-                    to = np.int32(writing + b_to + i * b_every * b_pitch)
-                    if wide_source:
-                        fetch_wide(shared, to, source, here + offset, ok)
-                    else:
-                        fetch(shared, to, source, here + offset, ok)
-                    b_from += 2 * b_every
-                writing = np.int32(writing + stage) if writing < (stages - 1) * stage else np.int32(0)
+                if not a_threads or t < a_threads:
+                    for i in range(a_turns):
+                        at = a_from + i * a_every * plan[PITCH]
+                        fetch_wide(shared, np.int32(slab_at + a_to + i * a_every * a_pitch), packed, at, True)
+                if not b_threads or t < b_threads:
+                    for i in range(b_turns):
+                        offset, dz, dp, dq = entry(plan, b_from + 2 * i * b_every)
+                        ok = True if axes else exists & (dq != AWAY)
+                        if axes > 2:
+                            ok &= inside(z0 + dz, d_size)
+                        if axes > 1:
+                            ok &= inside(p0 + dp, h_size)
+                        if axes > 0:
+                            ok &= inside(q0 + dq, w_size)
+                        to = np.int32(slab_at + b_to + i * b_every * b_pitch)
+                        if wide_source:
+                            fetch_wide(shared, to, source, here + offset, ok)
+                        else:
+                            fetch(shared, to, source, here + offset, ok)
+                a_from += depth * plan[PITCH]
+                b_from += 2 * depth
+            slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if step >= stages - 1:
-                total = multiply(total, shared, np.int32(reading + a_at), np.int32(reading + b_start + b_at), lane)
-                reading = np.int32(reading + stage) if reading < (stages - 1) * stage else np.int32(0)
+                total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
         base = positions[positions_at + columns] + row * plan[OUT_ROW]
         row_count = positions[positions_at + columns + 1] - row
@@ -241,7 +245,7 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
             positions[positions_at + columns] = base
             positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
 
-        writing, reading = np.int32(0), np.int32(0)
+        slab_at = np.int32(0)  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         for turn in range(slabs + np.int32(stages - 1)):
             arrived()
             cuda.syncthreads()
@@ -251,7 +255,7 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
                 at = y_from + n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
                 for i in range(a_turns):
                     ok = exists & (i * across < a_rows)
-                    fetch(shared, np.int32(writing + a_to + i * across), y, at, ok)
+                    fetch(shared, np.int32(slab_at + a_to + i * across), y, at, ok)
                     at += across * plan[Y_ROW]
                 z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
                 at = x_from + n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
@@ -264,13 +268,12 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
                         ok &= inside(np.int32(p) + dp, h_size)
                     if axes > 0:
                         ok &= inside(np.int32(q) + dq, w_size)
-                    fetch(shared, np.int32(writing + b_to + i * across), x, at + offset, ok)
+                    fetch(shared, np.int32(slab_at + b_to + i * across), x, at + offset, ok)
                 step += depth
-                writing = np.int32(writing + stage) if writing < (stages - 1) * stage else np.int32(0)
+            slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if turn >= stages - 1:
-                total = multiply(total, shared, np.int32(reading + a_at), np.int32(reading + b_start + b_at), lane)
-                reading = np.int32(reading + stage) if reading < (stages - 1) * stage else np.int32(0)
+                total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
         base = positions[positions_at + columns] + row * plan[W_COLUMNS]
         row_count = positions[positions_at + columns + 1] - row
@@ -291,6 +294,7 @@ def sum_shared(kind, dtype, tile, quads, depth, stages, *_):
 # The plan array of the packer, before two words for each step, of which the first is its offset in the weights.
 PACK_ROWS, PACK_PITCH, PACK_STEPS, PACK_GROUP, PACK_ROW, PACK_HEADER = range(6)
 SIDE = 32  # of the squares in which the packer goes from step after step to row after row
+SQUARE = SIDE * (SIDE + 1)
 
 
 def make_pack(dtype):
@@ -299,7 +303,7 @@ def make_pack(dtype):
     element = getattr(types, dtype)
 
     def pack_kernel(w, packed, plan):
-        square = cuda.shared.array(SIDE * (SIDE + 1), element)
+        square = cuda.shared.array(SQUARE, element)
         block, across, down = np.int64(cuda.blockIdx.x), cuda.threadIdx.x % SIDE, cuda.threadIdx.x // SIDE
         row_blocks, step_blocks = plan[PACK_PITCH] // SIDE, -(-plan[PACK_STEPS] // SIDE)
         first_row = block % row_blocks * SIDE

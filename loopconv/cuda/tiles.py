@@ -33,7 +33,7 @@ CHIPS = {(8, 0): Chip(108), (9, 0): Chip(132)}
 # that would leave multiprocessors without a block, and for few channels.
 _FLOAT32 = (
     Tile("fma", 128, 128, (2, 2), 8, 4, 2, 0.80),
-    Tile("fma", 64, 128, (2, 2), 8, 4, 4, 0.76),
+    Tile("fma", 64, 128, (2, 2), 8, 4, 3, 0.76),
     Tile("fma", 64, 64, (2, 1), 8, 4, 4, 0.60),
     Tile("fma", 32, 128, (2, 1), 8, 4, 4, 0.58),
     Tile("fma", 16, 128, (1, 1), 8, 4, 4, 0.40),
@@ -47,7 +47,10 @@ _TF32 = (
     Tile("tf32", 64, 64, (1, 2), 16, 3, 4, 0.35),
 )
 # The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
-_WEIGHT32 = tuple(tile._replace(depth=16, stages=2, share=tile.share * 0.9) for tile in _FLOAT32)
+_WEIGHT32 = tuple(
+    tile._replace(depth=16, stages=2, resident=2 if tile.quads == (2, 2) else 3, share=tile.share * 0.9)
+    for tile in _FLOAT32
+)
 TILES = {
     (8, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
     (9, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
@@ -56,6 +59,9 @@ WEIGHT_TILES = {
     (8, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
     (9, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
 }
+
+# Of small groups: pixels, or columns, of each thread, and threads.
+GROUPED, GROUPED_WEIGHT = (4, 128), (8, 128)
 
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
 SPLIT_SLABS = 16

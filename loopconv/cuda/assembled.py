@@ -1,0 +1,85 @@
+"""What the assembler says of every tuned kernel: `python -m loopconv.cuda.assembled 9.0` prints README.md's table."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from loopconv import geometry
+from loopconv.cuda import build, plans
+from loopconv.cuda.plans import Numbers
+from loopconv.cuda.tiles import TILES, WEIGHT_TILES
+
+# Nothing of these is aligned, and padding can be read on all axes; then the one that is read and written in runs.
+GENERAL = geometry.conv((2, 64, 15, 15), (64, 64, 3, 3), padding=1)
+VOLUMES = geometry.conv((2, 64, 5, 7, 9), (64, 64, 3, 3, 3), padding=1)
+POINTWISE = geometry.conv((2, 64, 16, 16), (64, 64, 1, 1))
+DEPTHWISE = geometry.conv((2, 64, 15, 15), (64, 1, 3, 3), padding=1, groups=64)
+GROUPS = geometry.conv((2, 64, 15, 15), (64, 4, 3, 3), padding=1, groups=16)
+
+
+def kernels(capability):
+    """name -> (launch, rooms, dtype) of every tuned kernel: all tiles, and the variants of the first ones."""
+    found = {}
+
+    def add(name, plan, dtype, position=-1):
+        launches = [launch for launch in plan.launches if launch.make.__name__ != "make_add_up"]
+        found[name] = launches[position], plan.rooms, dtype
+
+    for tables, contraction in ((TILES, "forward"), (WEIGHT_TILES, "weight")):
+        for table, tiles in tables[capability].items():
+            numbers = Numbers("float64" if table == "float64" else "float32", "tf32" if table == "tf32" else None)
+            for tile in tiles:
+                name = f"{'sum' if contraction == 'forward' else 'weight'} {table} {tile.rows}x{tile.columns}"
+                add(name, _tiled(GENERAL, contraction, numbers, capability, tile), numbers.storage)
+        tile = tables[capability]["float32"][0]
+        kind = "sum" if contraction == "forward" else "weight"
+        for name, g, storage in (
+            ("volumes", VOLUMES, "float32"), ("pointwise", POINTWISE, "float32"), ("float16", GENERAL, "float16"),
+            ("bfloat16", GENERAL, "bfloat16"),
+        ):  # fmt: skip
+            add(f"{kind} {name}", _tiled(g, contraction, Numbers(storage), capability, tile), storage)
+    for storage in ("float32", "float64"):
+        for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
+            add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)
+        add(f"weight {storage} depthwise", plans.plan("weight", DEPTHWISE, Numbers(storage), capability), storage)
+    whole = plans.sum_plan(geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability)
+    found["pack"] = whole.launches[0], whole.rooms, "float32"
+    found["add up"] = whole.launches[-1], whole.rooms, "float32"
+    return found
+
+
+def _tiled(g, contraction, numbers, capability, tile):
+    if contraction == "weight":
+        return plans.weight_plan(g, numbers, capability, tile)
+    return plans.sum_plan(g, contraction, numbers, capability, False, tile)
+
+
+def assemble(ptx, capability):
+    """(registers, bytes of local memory, bytes of spills) by ptxas."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = ["ptxas", f"-arch=sm_{capability[0]}{capability[1]}", "-v", str(source), "-o", str(source) + ".cubin"]
+        said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        raise RuntimeError(f"ptxas: {said.stdout}{said.stderr}")
+    stack, stores, loads = re.search(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said.stderr
+    ).groups()
+    return int(re.search(r"Used (\d+) registers", said.stderr)[1]), int(stack), int(stores) + int(loads)
+
+
+def rows(capability):
+    """One line of README.md's table for each kernel: name, capability, threads, registers, local memory, shared memory."""
+    for name, (launch, rooms, dtype) in kernels(capability).items():
+        registers, stack, spills = assemble(build.compiled(launch, rooms, dtype, capability).text, capability)
+        where = f"{capability[0]}.{capability[1]}"
+        yield f"| {name} | {where} | {launch.block} | {registers} | {stack} | {spills} | {launch.shared / 1024:.1f} |"
+
+
+if __name__ == "__main__":
+    for text in sys.argv[1:] or ["8.0", "9.0"]:
+        for row in rows(tuple(map(int, text.split(".")))):
+            print(row, flush=True)
