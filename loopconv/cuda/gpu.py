@@ -129,6 +129,21 @@ def description(device):
     return f"{text}, compute capability {_dotted(capability(device))}, {size / 2**30:.0f} GiB"
 
 
+def clocks(device):
+    """Hz of the processors, Hz of the memory, and bits of its bus: the most that the GPU is made for."""
+    of = driver.CUdevice_attribute
+    names = of.CU_DEVICE_ATTRIBUTE_CLOCK_RATE, of.CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE
+    khz = [done(driver.cuDeviceGetAttribute(name, _handle(device)), f"asking GPU {device}") for name in names]
+    width = driver.cuDeviceGetAttribute(of.CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH, _handle(device))
+    return 1e3 * khz[0], 1e3 * khz[1], done(width, f"asking GPU {device}")
+
+
+def driver_version():
+    """The CUDA version that the driver supports, as text."""
+    number = done(driver.cuDriverGetVersion(), "asking the driver")
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 @cache
 def _handle(device):
     return done(driver.cuDeviceGet(device), f"asking for GPU {device}")
