@@ -18,6 +18,9 @@ POINTWISE = geometry.conv((2, 64, 16, 16), (64, 64, 1, 1))
 DEPTHWISE = geometry.conv((2, 64, 15, 15), (64, 1, 3, 3), padding=1, groups=64)
 GROUPS = geometry.conv((2, 64, 15, 15), (64, 4, 3, 3), padding=1, groups=16)
 
+# How the numbers of each table of tiles are stored, and their precision.
+STORED = {"float32": ("float32",), "float64": ("float64",), "half": ("bfloat16",), "tf32": ("float32", "tf32")}
+
 
 def kernels(capability):
     """name -> (launch, rooms, dtype) of every tuned kernel: all tiles, and the variants of the first ones."""
@@ -27,19 +30,15 @@ def kernels(capability):
         launches = [launch for launch in plan.launches if launch.make.__name__ != "make_add_up"]
         found[name] = launches[position], plan.rooms, dtype
 
-    for tables, contraction in ((TILES, "forward"), (WEIGHT_TILES, "weight")):
+    for tables, contraction, kind in ((TILES, "forward", "sum"), (WEIGHT_TILES, "weight", "weight")):
         for table, tiles in tables[capability].items():
-            numbers = Numbers("float64" if table == "float64" else "float32", "tf32" if table == "tf32" else None)
+            numbers = Numbers(*STORED[table])
             for tile in tiles:
-                name = f"{'sum' if contraction == 'forward' else 'weight'} {table} {tile.rows}x{tile.columns}"
-                add(name, _tiled(GENERAL, contraction, numbers, capability, tile), numbers.storage)
+                plan = _tiled(GENERAL, contraction, numbers, capability, tile)
+                add(f"{kind} {table} {tile.rows}x{tile.columns}", plan, numbers.storage)
         tile = tables[capability]["float32"][0]
-        kind = "sum" if contraction == "forward" else "weight"
-        for name, g, storage in (
-            ("volumes", VOLUMES, "float32"), ("pointwise", POINTWISE, "float32"), ("float16", GENERAL, "float16"),
-            ("bfloat16", GENERAL, "bfloat16"),
-        ):  # fmt: skip
-            add(f"{kind} {name}", _tiled(g, contraction, Numbers(storage), capability, tile), storage)
+        for name, g in (("volumes", VOLUMES), ("pointwise", POINTWISE)):
+            add(f"{kind} float32 {name}", _tiled(g, contraction, Numbers("float32"), capability, tile), "float32")
     for storage in ("float32", "float64"):
         for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
             add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)

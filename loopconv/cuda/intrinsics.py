@@ -52,6 +52,16 @@ def inside(typing, i, n):
     return types.boolean(types.int32, types.int32), codegen
 
 
+@paired(lambda value: value)
+def anew(typing, value):
+    """The value, and no reason to keep in a register what was worked out from it before."""
+
+    def codegen(context, builder, signature, values):
+        return _assemble(builder, I32, "mov.u32 $0, $1;", "=r,r", values)
+
+    return types.int32(types.int32), codegen
+
+
 def _entry(plan, i):
     words = [int(plan[i]), int(plan[i + 1])]
     return tuple(np.array(words, np.int64).view(np.int32))
@@ -73,7 +83,7 @@ def entry(typing, plan, i):
 
 
 def _pixel(i, plan, at):
-    parts = []
+    i, parts = int(i), []
     for _ in range(3):
         n = i * int(plan[at + 1]) >> int(plan[at + 2])
         parts.append(n)

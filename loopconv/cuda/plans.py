@@ -64,7 +64,9 @@ class Numbers(NamedTuple):
     @property
     def table(self):
         """The name of the tables of tiles."""
-        return "tf32" if self.precision == "tf32" and self.compute == "float32" else self.compute
+        if self.storage != self.compute:
+            return "half"
+        return "tf32" if self.precision == "tf32" else self.compute
 
     @property
     def run(self):

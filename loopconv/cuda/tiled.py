@@ -17,6 +17,7 @@ from numba.cuda import types
 from loopconv.cuda.elements import load, store
 from loopconv.cuda.intrinsics import (
     WIDE,
+    anew,
     entry,
     fetch,
     fetch_wide,
@@ -117,7 +118,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         first_slab += plan[phase + PHASE_SLAB]
         a_from = (group * plan[STEPS] + first_slab * depth + t // a_across) * plan[PITCH]
         a_from += first_row + t % a_across * vector
-        b_from = plan[TABLE] + 2 * (first_slab * depth + t // b_across)
+        b_from = np.int32(plan[TABLE] + 2 * (first_slab * depth + t // b_across))
         a_to = np.int32(t // a_across * a_pitch + t % a_across * vector)
         b_to = np.int32(b_start + t // b_across * b_pitch + j)
 
@@ -125,7 +126,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         row_count = plan[ROWS] - first_row - row
         has_bias = (plan[HAS_BIAS] != 0) & (split == 0)
         total = begin(bias, group * plan[ROWS] + first_row + row, row_count, has_bias)
-        if t == 0:  # which costs fewer registers than to keep them
+        if t == 0:  # in shared memory, as `anew`, so that no registers are spent on them meanwhile
             base = split * plan[OUT_SPLIT] + plan[phase + PHASE_START] + group * plan[OUT_GROUP]
             positions[positions_at + columns] = base + first_row * plan[OUT_ROW]
             positions[positions_at + columns + 1] = plan[ROWS] - first_row
@@ -143,7 +144,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
                         fetch_wide(shared, np.int32(slab_at + a_to + i * a_every * a_pitch), packed, at, True)
                 if not b_threads or t < b_threads:
                     for i in range(b_turns):
-                        offset, dz, dp, dq = entry(plan, b_from + 2 * i * b_every)
+                        offset, dz, dp, dq = entry(plan, b_from + np.int32(2 * i * b_every))
                         ok = True if axes else exists & (dq != AWAY)
                         if axes > 2:
                             ok &= inside(z0 + dz, d_size)
@@ -157,12 +158,13 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
                         else:
                             fetch(shared, to, source, here + offset, ok)
                 a_from += depth * plan[PITCH]
-                b_from += 2 * depth
+                b_from = np.int32(b_from + 2 * depth)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if step >= stages - 1:
                 total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
+        lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
         base = positions[positions_at + columns] + row * plan[OUT_ROW]
         row_count = positions[positions_at + columns + 1] - row
         if wide_out:
@@ -224,14 +226,15 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
         slabs = np.int32(slabs * (split + 1) // plan[W_SPLITS] - first_slab)
         d = t % depth
         first_image = first_slab * depth // plan[W_PIXELS]
-        step = first_slab * depth - first_image * plan[W_PIXELS] + d
-        last = plan[W_STEPS] - first_image * plan[W_PIXELS]
+        step = np.int32(first_slab * depth - first_image * plan[W_PIXELS] + d)
+        last = np.int32(min(plan[W_STEPS] - first_image * plan[W_PIXELS], 2**31 - 1))
         row, column = first_row + t // depth, first_column + t // depth
         y_from = first_image * plan[Y_IMAGE] + group * plan[Y_GROUP] + row * plan[Y_ROW]
         x_from = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
+        y_step = np.int32(across * plan[Y_ROW])
         a_rows = np.int32(min(plan[W_ROWS] - row, rows))
         b_columns = np.int32(min(plan[W_COLUMNS] - column, columns))
-        table = WEIGHT_HEADER + 2 * column
+        table = np.int32(WEIGHT_HEADER + 2 * column)
         a_to = np.int32(d * a_pitch + t // depth)
         b_to = np.int32(b_start + d * b_pitch + t // depth)
         d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
@@ -240,7 +243,7 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
         total = begin(y, 0, 0, False)
         if t < columns:
             positions[positions_at + t] = first_column + t if first_column + t < plan[W_COLUMNS] else -1
-        if t == 0:  # which costs fewer registers than to keep them
+        if t == 0:  # in shared memory, as `anew`, so that no registers are spent on them meanwhile
             base = split * plan[W_SIZE] + (group * plan[W_ROWS] + first_row) * plan[W_COLUMNS]
             positions[positions_at + columns] = base
             positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
@@ -253,15 +256,15 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
                 n, z, p, q = pixel(step, plan, W_PIXELS)
                 exists = step < last
                 at = y_from + n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
+                step_now, rows_now = anew(y_step), anew(a_rows)
                 for i in range(a_turns):
-                    ok = exists & (i * across < a_rows)
-                    fetch(shared, np.int32(slab_at + a_to + i * across), y, at, ok)
-                    at += across * plan[Y_ROW]
+                    ok = exists & (np.int32(i * across) < rows_now)
+                    fetch(shared, np.int32(slab_at + a_to + i * across), y, at + np.int32(i) * step_now, ok)
                 z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
                 at = x_from + n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
                 for i in range(b_turns):
-                    ok = exists & (i * across < b_columns)
-                    offset, dz, dp, dq = entry(plan, table + 2 * i * across)
+                    ok = exists & (np.int32(i * across) < b_columns)
+                    offset, dz, dp, dq = entry(plan, table + np.int32(2 * i * across))
                     if axes > 2:
                         ok &= inside(np.int32(z) + dz, d_size)
                     if axes > 1:
@@ -269,12 +272,13 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
                     if axes > 0:
                         ok &= inside(np.int32(q) + dq, w_size)
                     fetch(shared, np.int32(slab_at + b_to + i * across), x, at + offset, ok)
-                step += depth
+                step = np.int32(step + depth)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if turn >= stages - 1:
                 total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
+        lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
         base = positions[positions_at + columns] + row * plan[W_COLUMNS]
         row_count = positions[positions_at + columns + 1] - row
         if wide_out:

@@ -51,13 +51,15 @@ _WEIGHT32 = tuple(
     tile._replace(depth=16, stages=2, resident=2 if tile.quads == (2, 2) else 3, share=tile.share * 0.9)
     for tile in _FLOAT32
 )
+# Numbers of 16 bits pass through registers on their way to shared memory, eight of each thread at a time here, for which
+# 128 x 128 has none to spare.
 TILES = {
-    (8, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
-    (9, 0): {"float32": _FLOAT32, "float64": _FLOAT64, "tf32": _TF32},
+    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _FLOAT32, "tf32": _TF32}
+    for capability in CHIPS
 }
 WEIGHT_TILES = {
-    (8, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
-    (9, 0): {"float32": _WEIGHT32, "float64": _FLOAT64, "tf32": _TF32},
+    capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _WEIGHT32[1:], "tf32": _TF32}
+    for capability in CHIPS
 }
 
 # Of small groups: pixels, or columns, of each thread, and threads.
