@@ -6,7 +6,7 @@ pass through as what loopconv.cuda.foreign makes of them.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 
 import numpy as np
@@ -58,7 +58,12 @@ def of_gpu(name, value):
     kind = type(value)
     if isinstance(value, np.ndarray) or not any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS):
         return None
-    return import_module("loopconv.cuda.foreign").recognised(name, value)
+    return _foreign().recognised(name, value)
+
+
+@cache
+def _foreign():
+    return import_module("loopconv.cuda.foreign")
 
 
 def _compute_code(dtype):

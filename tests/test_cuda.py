@@ -42,6 +42,22 @@ def test_what_runs_in_the_simulator():
     assert re.search(r"\d+ passed in", done.stdout)
 
 
+@needs_compiler
+@pytest.mark.skipif(not (shutil.which("cc") and sys.platform == "linux"), reason="there is no C compiler for Linux")
+@pytest.mark.skipif(STATE == "ready", reason="there is a driver")
+def test_the_drivers_side_with_a_stand_in_for_the_driver(tmp_path):
+    """Of what an emulated GPU cannot show, the calls of the driver: their arguments, order and errors."""
+    source = Path(__file__).with_name("stand_in_driver.c")
+    build = ["cc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-o", str(tmp_path / "libcuda.so.1"), str(source), "-ldl"]
+    subprocess.run(build, check=True, timeout=60)
+    tests = Path(__file__).with_name("cuda_with_stand_in.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ------------------------------------------------------------------------------------------- assembler
 
 # Bytes of local memory, and of registers spilled there: 64-bit division is a routine that is called.
@@ -236,6 +252,7 @@ def test_no_driver():
 def test_without_numba_cuda(monkeypatch):
     find = registry.find_spec
     monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "numba_cuda" else find(name))
+    monkeypatch.delitem(sys.modules, "numba_cuda", raising=False)
     reason = "numba-cuda is not installed; pip install 'loopconv[cuda]'"
     assert loopconv.backends()["cuda"] == reason
     with pytest.raises(ValueError, match=re.escape(f"backend='cuda' cannot run this call: {reason}")):
