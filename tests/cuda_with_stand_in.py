@@ -133,7 +133,7 @@ def test_a_plan_only_launches(algorithm, kernels):
     assert forgotten()[:4] == ["push 0", "record on 7", "5 follows", "launch on 5"]
     x.stream = out.stream = 99  # which is being captured, and cannot wait for what is outside
     plan(x, out)
-    assert forgotten() == ["push 0", *["launch on 99"] * len(set(name for name, *_ in kernels)), "pop"]
+    assert forgotten() == ["push 0", *["launch on 99"] * len({name for name, *_ in kernels}), "pop"]
 
 
 def test_arrays_that_begin_anywhere(kernels):
