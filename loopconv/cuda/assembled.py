@@ -1,8 +1,7 @@
-"""What the assembler says of every tuned kernel: `python -m loopconv.cuda.assembled 9.0` prints README.md's table."""
+"""What the assembler says of every tuned kernel: `python -m loopconv.cuda.assembled` prints README.md's table."""
 
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from loopconv import geometry
 from loopconv.cuda import build, plans
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.tiles import TILES, WEIGHT_TILES
+
+CAPABILITIES = (8, 0), (9, 0)
 
 # Nothing of these is aligned, and padding can be read on all axes; then the one that is read and written in runs.
 GENERAL = geometry.conv((2, 64, 15, 15), (64, 64, 3, 3), padding=1)
@@ -70,15 +71,20 @@ def assemble(ptx, capability):
     return int(re.search(r"Used (\d+) registers", said.stderr)[1]), int(stack), int(stores) + int(loads)
 
 
-def rows(capability):
-    """One line of README.md's table for each kernel: name, capability, threads, registers, local memory, shared memory."""
-    for name, (launch, rooms, dtype) in kernels(capability).items():
-        registers, stack, spills = assemble(build.compiled(launch, rooms, dtype, capability).text, capability)
-        where = f"{capability[0]}.{capability[1]}"
-        yield f"| {name} | {where} | {launch.block} | {registers} | {stack} | {spills} | {launch.shared / 1024:.1f} |"
+def table():
+    """README.md's table, line by line; a RuntimeError where a kernel has spilled or needs local memory."""
+    columns = [kernels(capability) for capability in CAPABILITIES]
+    for name, (launch, _, _) in columns[0].items():
+        registers = []
+        for capability, found in zip(CAPABILITIES, columns):
+            this, rooms, dtype = found[name]
+            used, stack, spills = assemble(build.compiled(this, rooms, dtype, capability).text, capability)
+            if stack or spills:
+                raise RuntimeError(f"{name} of {capability}: {stack} bytes of local memory, {spills} of spills")
+            registers.append(str(used))
+        yield f"| {name} | {launch.block} | {launch.resident} | {launch.shared / 1024:.1f} | {' | '.join(registers)} |"
 
 
 if __name__ == "__main__":
-    for text in sys.argv[1:] or ["8.0", "9.0"]:
-        for row in rows(tuple(map(int, text.split(".")))):
-            print(row, flush=True)
+    for line in table():
+        print(line, flush=True)

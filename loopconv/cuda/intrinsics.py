@@ -252,7 +252,9 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
 
     def fma_twin(tile, shared, a, b, lane):
         for d in range(depth):
-            tile = tile + np.outer(shared[[a + d * a_pitch + m for m in rows]], shared[[b + d * b_pitch + j for j in columns]])
+            tile = tile + np.outer(
+                shared[[a + d * a_pitch + m for m in rows]], shared[[b + d * b_pitch + j for j in columns]]
+            )
         return tile
 
     def tf32_twin(tile, shared, a, b, lane):
@@ -272,7 +274,13 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
             a, b = (_address(builder, data, at, element, element, SHARED) for at in values[2:4])
             step = _fma_step if kind == "fma" else _tf32_step
             for d in range(0, depth, 1 if kind == "fma" else 8):
-                parts = step(builder, parts, (a, d * a_pitch, a_pitch, row_quads), (b, d * b_pitch, b_pitch, column_quads), element)
+                parts = step(
+                    builder,
+                    parts,
+                    (a, d * a_pitch, a_pitch, row_quads),
+                    (b, d * b_pitch, b_pitch, column_quads),
+                    element,
+                )
             return context.make_tuple(builder, signature.return_type, parts)
 
         return tile(tile, shared, types.int32, types.int32, types.int64), codegen

@@ -10,7 +10,17 @@ import numpy as np
 from loopconv.cuda import grouped, tiled
 from loopconv.cuda.intrinsics import WIDE
 from loopconv.cuda.stages import Launch, Plan
-from loopconv.cuda.tiles import CHIPS, GROUPED, GROUPED_WEIGHT, MOST_SPLITS, TILES, WEIGHT_TILES, best_tile, nearest, splits_of
+from loopconv.cuda.tiles import (
+    CHIPS,
+    GROUPED,
+    GROUPED_WEIGHT,
+    MOST_SPLITS,
+    TILES,
+    WEIGHT_TILES,
+    best_tile,
+    nearest,
+    splits_of,
+)
 from loopconv.tiled.layout import adjoint_phase, problem
 
 ADD_THREADS, PACK_THREADS = 256, 256
@@ -128,8 +138,7 @@ def sum_of(geometry, contraction):
         phases = [Phase(p.y, 0, list(enumerate(product(*moved))))]
         return Sum(p, p.K, p.C, p.x, p.x_step, x_image, p.y_step, y_image, p.stride, phases, (group, k_step, taps))
     axes = [
-        [adjoint_phase(*axis, phase) for phase in range(axis[2])]
-        for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
+        [adjoint_phase(*axis, phase) for phase in range(axis[2])] for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
     ]
     phases = []
     for phase in product(*axes):
@@ -167,15 +176,30 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
         p.G * side // tiled.SIDE * -(-len(w_table) // tiled.SIDE), PACK_THREADS,
     )  # fmt: skip
     source, out, image = ("x", "y", t.out_image) if contraction == "forward" else ("y", "x", t.out_image)
-    wide_out = all(is_in_runs(phase.sizes, t.out_steps, image, numbers.run) and not phase.start % numbers.run for phase in t.phases)
-    wide_source = is_pointwise(t.phases) and set(t.stride) == {1} and is_in_runs(t.source, t.source_steps, t.source_image, numbers.run)
+    wide_out = all(
+        is_in_runs(phase.sizes, t.out_steps, image, numbers.run) and not phase.start % numbers.run for phase in t.phases
+    )
+    wide_source = (
+        is_pointwise(t.phases)
+        and set(t.stride) == {1}
+        and is_in_runs(t.source, t.source_steps, t.source_image, numbers.run)
+    )
     wide_source = wide_source and all(phase.sizes == t.source for phase in t.phases)
     constants = (
         tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
         wide_source, wide_out,
     )  # fmt: skip
     in_parts = splits > 1
-    header = _header(t, -(-t.M // tile.rows), -(-columns // tile.columns), splits, side, len(w_table), has_bias and not in_parts, size)
+    header = _header(
+        t,
+        -(-t.M // tile.rows),
+        -(-columns // tile.columns),
+        splits,
+        side,
+        len(w_table),
+        has_bias and not in_parts,
+        size,
+    )
     multiply = Launch(
         tiled.make_sum, constants,
         ("packed", source, "bias" if has_bias and not in_parts else "w", "partial" if in_parts else out),

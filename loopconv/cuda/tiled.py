@@ -111,7 +111,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
             to += p * plan[OUT_P] + q * plan[OUT_Q]
             positions[positions_at + t] = to if t < last else -1
 
-        d_size, h_size, w_size = np.int32(plan[SIZE_Z]), np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
+        h_size, w_size = np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
         slabs = plan[phase + PHASE_SLABS]
         first_slab = slabs * split // plan[SPLITS]
         slabs = slabs * (split + 1) // plan[SPLITS] - first_slab
@@ -131,7 +131,9 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
             positions[positions_at + columns] = base + first_row * plan[OUT_ROW]
             positions[positions_at + columns + 1] = plan[ROWS] - first_row
 
-        slab_at = np.int32(0)  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        slab_at = np.int32(
+            0
+        )  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slabs = np.int32(slabs)
         for step in range(slabs + np.int32(stages - 1)):
             # this slab's fetches have arrived, and all are done with the one whose place is taken next
@@ -147,9 +149,9 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
                         offset, dz, dp, dq = entry(plan, b_from + np.int32(2 * i * b_every))
                         ok = True if axes else exists & (dq != AWAY)
                         if axes > 2:
-                            ok &= inside(z0 + dz, d_size)
+                            ok &= inside(z0 + dz, np.int32(plan[SIZE_Z]))
                         if axes > 1:
-                            ok &= inside(p0 + dp, h_size)
+                            ok &= inside(p0 + dp, np.int32(plan[SIZE_P]) if axes > 2 else h_size)
                         if axes > 0:
                             ok &= inside(q0 + dq, w_size)
                         to = np.int32(slab_at + b_to + i * b_every * b_pitch)
@@ -237,7 +239,6 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
         table = np.int32(WEIGHT_HEADER + 2 * column)
         a_to = np.int32(d * a_pitch + t // depth)
         b_to = np.int32(b_start + d * b_pitch + t // depth)
-        d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
 
         lane, row, column, a_at, b_at = place(np.int32(t))
         total = begin(y, 0, 0, False)
@@ -248,7 +249,9 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
             positions[positions_at + columns] = base
             positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
 
-        slab_at = np.int32(0)  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        slab_at = np.int32(
+            0
+        )  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         for turn in range(slabs + np.int32(stages - 1)):
             arrived()
             cuda.syncthreads()
@@ -266,11 +269,11 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
                     ok = exists & (np.int32(i * across) < b_columns)
                     offset, dz, dp, dq = entry(plan, table + np.int32(2 * i * across))
                     if axes > 2:
-                        ok &= inside(np.int32(z) + dz, d_size)
+                        ok &= inside(np.int32(z) + dz, np.int32(plan[W_SIZE_Z]))
                     if axes > 1:
-                        ok &= inside(np.int32(p) + dp, h_size)
+                        ok &= inside(np.int32(p) + dp, np.int32(plan[W_SIZE_P]))
                     if axes > 0:
-                        ok &= inside(np.int32(q) + dq, w_size)
+                        ok &= inside(np.int32(q) + dq, np.int32(plan[W_SIZE_Q]))
                     fetch(shared, np.int32(slab_at + b_to + i * across), x, at + offset, ok)
                 step = np.int32(step + depth)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
@@ -302,7 +305,7 @@ SQUARE = SIDE * (SIDE + 1)
 
 
 def make_pack(dtype):
-    """packed[group, step, row] = w[group, row, step], zeros where there is no such row or step; blocks of 256 threads."""
+    """packed[group, step, row] = w[group, row, step], zeros where there is none; blocks of 256 threads."""
 
     element = getattr(types, dtype)
 

@@ -48,14 +48,12 @@ _TF32 = (
 )
 # The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
 _WEIGHT32 = tuple(
-    tile._replace(depth=16, stages=2, resident=2 if tile.quads == (2, 2) else 3, share=tile.share * 0.9)
-    for tile in _FLOAT32
+    tile._replace(depth=16, stages=2, resident=min(tile.resident, 3), share=tile.share * 0.9) for tile in _FLOAT32
 )
-# Numbers of 16 bits pass through registers on their way to shared memory, eight of each thread at a time here, for which
+# Numbers of 16 bits pass through registers on their way to shared memory, eight of each thread at a time here, and
 # 128 x 128 has none to spare.
 TILES = {
-    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _FLOAT32, "tf32": _TF32}
-    for capability in CHIPS
+    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _FLOAT32, "tf32": _TF32} for capability in CHIPS
 }
 WEIGHT_TILES = {
     capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _WEIGHT32[1:], "tf32": _TF32}
