@@ -23,7 +23,8 @@ SIMULATED = is_simulated()
 
 if not SIMULATED:
     from llvmlite import ir
-    from numba.cuda import cgutils, types
+    from numba.core import cgutils
+    from numba.cuda import types
     from numba.cuda.extending import intrinsic
 
     I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
@@ -333,7 +334,7 @@ MMA = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,
 def fragments(row_quads, column_quads):
     """Which numbers of a lane each mma takes: [(rows of a, columns of b, elements of the tile)].
 
-    Rows are (half of the depth, number among the lane's rows), columns alike; the elements of the tile are (row, column).
+    Rows are (half of the depth, number among the lane's rows), columns alike; elements are (row, column).
     """
     for m in range(0, QUAD * row_quads, 2):
         for group in range(0, QUAD * column_quads, 8):

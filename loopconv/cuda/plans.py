@@ -294,9 +294,10 @@ def _in_parts(launches, numbers, parts, size):
 
 def _weight_header(t, geometry, row_blocks, column_blocks, splits):
     numbers = [
-        row_blocks, column_blocks, splits, t.M, t.C * len(t.phases[0].taps), t.p.N * prod(t.p.y), prod(geometry.w_shape),
-        t.out_image, t.M * t.out_steps[0], *t.out_steps, t.source_image, t.C * t.source_steps[0], *t.source_steps[1:],
-        *t.stride, *t.source, *_divisors(t.p.y), 0,
+        row_blocks, column_blocks, splits,
+        t.M, t.C * len(t.phases[0].taps), t.p.N * prod(t.p.y), prod(geometry.w_shape),
+        t.out_image, t.M * t.out_steps[0], *t.out_steps,
+        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *_divisors(t.p.y), 0,
     ]  # fmt: skip
     assert len(numbers) == tiled.WEIGHT_HEADER
     return np.array(numbers, np.int64)
