@@ -55,10 +55,12 @@ GPU_PROTOCOLS = ("__cuda_array_interface__", "__dlpack_device__")
 
 def of_gpu(name, value):
     """A `loopconv.cuda.foreign.DeviceArray`, or None if `value` is no array of a GPU."""
-    kind = type(value)
-    if isinstance(value, np.ndarray) or not any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS):
-        return None
-    return _foreign().recognised(name, value)
+    return _foreign().recognised(name, value) if _may_be_of_gpu(type(value)) else None
+
+
+@cache
+def _may_be_of_gpu(kind):
+    return not issubclass(kind, np.ndarray) and any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS)
 
 
 @cache

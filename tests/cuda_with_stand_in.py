@@ -1,13 +1,18 @@
 """The driver's side of the room cuda/ against a stand-in for NVIDIA's driver, which test_cuda.py builds and loads.
 
-Memory of its GPU is the host's, and what is launched is looked at here: which calls are made, with what, in which order.
+Memory of its GPU is the host's, and launches are looked at here: which calls are made, with what, in which order.
 """
 
 import ctypes
+import gc
 import re
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from cuda.core import Buffer
+from cuda.core.utils import StridedMemoryView
 from helpers import random_array
 
 import loopconv
@@ -179,6 +184,55 @@ def test_a_driver_that_is_older_than_the_compiler():
             RuntimeError, match=r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION, .*; its driver is older than the comp"
         ):
             loopconv.conv(x, w, out=out, **SETTINGS)
+
+
+class JaxArray:
+    """What JAX's arrays have: DLPack, in which the other side says which of its streams has to wait."""
+
+    def __init__(self, view):
+        self.view, self.dtype = view, view.dtype
+
+    def __dlpack_device__(self):
+        return self.view.__dlpack_device__()
+
+    def __dlpack__(self, *, stream, **wanted):
+        assert stream == 1  # the default one, on which kernels are launched
+        return self.view.__dlpack__(stream=-1, **wanted)
+
+
+JaxArray.__module__ = "jaxlib.xla_extension"
+
+
+def jax_array(array):
+    memory = gpu.kept(0, array)
+    buffer = Buffer.from_handle(memory.pointer, array.nbytes, owner=memory)
+    return JaxArray(StridedMemoryView.from_buffer(buffer, array.shape, dtype=array.dtype))
+
+
+def test_arrays_of_jax(monkeypatch):
+    jax = ModuleType("jax")
+    jax.Array = JaxArray
+    jax.dlpack = SimpleNamespace(from_dlpack=lambda made: JaxArray(StridedMemoryView.from_dlpack(made, stream_ptr=33)))
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    x, w, bias = map(jax_array, (X, W, BIAS))
+    loopconv.conv(x, w, bias, **SETTINGS)
+    gc.collect()
+    live = LIBRARY.stand_in_live()
+    forgotten()
+    y = loopconv.conv(x, w, bias, **SETTINGS)
+    assert type(y) is JaxArray
+    np.testing.assert_array_equal(view(y.view.ptr, Y), Y)
+    calls = forgotten()
+    assert calls[-4:] == ["push 0", "record on 1", "33 follows", "pop"]  # JAX's stream waits, and nobody else
+    assert not any("wait" in call for call in calls)
+    assert LIBRARY.stand_in_live() == live + 1
+    del y
+    gc.collect()
+    assert LIBRARY.stand_in_live() == live
+    with pytest.raises(
+        TypeError, match=r"^out must be an array that can be written, got one of JAX, which cannot; leave it"
+    ):
+        loopconv.conv(x, w, bias, out=x, **SETTINGS)
 
 
 def test_the_other_gpu_is_current_again_afterwards():

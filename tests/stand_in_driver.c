@@ -52,6 +52,11 @@ Status cuPointerGetAttribute(void *data, int attribute, Address pointer) {
     return attribute == 9 && pointer ? 0 : 1; /* 9: the device ordinal */
 }
 
+Status cuPointerGetAttributes(unsigned count, int *attributes, void **data, Address pointer) {
+    for (unsigned i = 0; i < count; i++) *(int *)data[i] = attributes[i] == 2 ? 2 : 0; /* 2: memory of a device */
+    return pointer ? 0 : 1;
+}
+
 static Status reserve(Address *pointer, size_t size) {
     FAIL;
     *pointer = (Address)(size_t)aligned_alloc(256, (size + 255) / 256 * 256);

@@ -199,14 +199,14 @@ def driver_says(monkeypatch):
     """A function that puts a `Driver` in place; it is asked anew whether there is a GPU."""
 
     def says(**calls):
-        for function in (gpu.capability, gpu._handle, gpu._context):
+        for function in (gpu.count, gpu.capability, gpu._handle, gpu._context):
             function.cache_clear()
         monkeypatch.setattr(gpu, "_found", False)
         monkeypatch.setattr(gpu, "_missing_toolkit", lambda: None)
         monkeypatch.setattr(gpu, "driver", Driver(**calls))
 
     yield says
-    for function in (gpu.capability, gpu._handle, gpu._context):
+    for function in (gpu.count, gpu.capability, gpu._handle, gpu._context):
         function.cache_clear()
 
 

@@ -107,6 +107,7 @@ def _name(status):
 # ---------------------------------------------------------------------------------------------- devices
 
 
+@cache
 def count():
     return done(driver.cuDeviceGetCount(), "counting GPUs")
 
@@ -179,6 +180,8 @@ def current_device():
 
 def device_of(pointer):
     """Number of the GPU whose memory that is; arrays without elements have none."""
+    if count() == 1:
+        return 0
     if not pointer:
         return current_device()
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
