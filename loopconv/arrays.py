@@ -25,8 +25,17 @@ COMPUTE = {
 
 
 def accept(**arrays):
-    """The arguments as ndarrays of a kind we compute with; a bias may be None."""
+    """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
     return [None if value is None and name == "bias" else _array(name, value) for name, value in arrays.items()]
+
+
+def accept_of_host(**arrays):
+    """The arguments as ndarrays; those of a GPU are refused."""
+    accepted = accept(**arrays)
+    for name, array in zip(arrays, accepted):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be an array of the host for this function, got one of a GPU; copy it first")
+    return accepted
 
 
 def _array(name, value):

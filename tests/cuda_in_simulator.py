@@ -219,6 +219,39 @@ def test_what_is_refused(change, error, message):
         loopconv.conv(**given)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"precision": "tf32", "algorithm": "textbook"},
+            "precision must be None with algorithm='textbook', got 'tf32'",
+        ),
+        (
+            {"precision": "tf32", "dtype": "float64"},
+            "precision must be None for this call on backend 'cuda', got 'tf32'",
+        ),
+        (
+            {"algorithm": "scatter", "dtype": "float16"},
+            "algorithm must not be 'scatter' in float16: atomic additions are",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("host_memory")
+def test_choices_that_do_not_go_together(settings, message):
+    dtype = settings.get("dtype", "float32")
+    x, w, settings = Foreign(Y.astype(dtype)), Foreign(W.astype(dtype)), {**settings}
+    settings.pop("dtype", None)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loopconv.conv_transpose(x, w, **SETTINGS, **settings)
+
+
+def test_functions_that_are_of_the_host():
+    with pytest.raises(
+        TypeError, match=r"^w must be an array of the host for this function, got one of a GPU; copy it first"
+    ):
+        loopconv.conv_matrix(Foreign(W), (4, 6, 5), groups=2)
+
+
 @pytest.mark.usefixtures("host_memory")
 def test_an_output_over_the_input_is_refused():
     memory = np.ones(64, np.float32)
