@@ -280,9 +280,12 @@ def test_fragments_of_tensor_cores(quads):
 
 
 def test_rounding_to_tf32():
-    given = np.array([1, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, -np.inf, np.nan], np.float32)
-    right = np.array([1, 1 + 2**-10, 1, -1 - 2**-10, np.inf, -np.inf, np.nan], np.float32)
+    given = np.array([0, 1, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+    right = np.array([0, 1, 1 + 2**-10, 1, -1 - 2**-10, np.inf, -np.inf, np.nan, np.nan], np.float32)
     assert np.array_equal(intrinsics._rounded(given), right, equal_nan=True)
+    assert np.isnan(
+        intrinsics._rounded(np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32))[:2]
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["fma", "tf32"])
