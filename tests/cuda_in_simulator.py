@@ -6,6 +6,7 @@ The simulator has to be switched on before Numba is imported: NUMBA_ENABLE_CUDAS
 import re
 import sys
 from itertools import product
+from math import prod
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -21,10 +22,19 @@ from loopconv.cuda.foreign import Other
 from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES
 
+
+def size(g):
+    """Elements of all arrays."""
+    return sum(map(prod, (g.x_shape, g.w_shape, g.y_shape)))
+
+
 BY_NAME = {case.name: case for case in CASES}
-# A simulated thread takes 0.1 ms, and a product 10 us.
-SMALL = [name for name, case in BY_NAME.items() if case.geometry.macs < 20_000]
-FEW = ("3d-all", "stride-2", "depthwise-multiplier", "t-output-padding-over-stride", "crop")
+# A simulated thread takes 0.1 ms and more, and a product 10 us; widths of vectors are nothing to these kernels.
+SMALL = [
+    name for name, case in BY_NAME.items()
+    if case.geometry.macs < 4000 and size(case.geometry) < 900 and not name.startswith("width")
+] + ["3d-all"]  # fmt: skip
+FEW = ("crop", "t-stride-over-kernel", "same-stride-dilation")
 WAYS = [(c, name) for c in registry.CONTRACTIONS for name in driver.TEXTBOOK[c]]
 
 
@@ -59,10 +69,10 @@ def test_tiled_kernels_through_the_driver():
 
 @pytest.mark.parametrize(("contraction", "algorithm"), WAYS)
 def test_nan_and_inf_come_out_where_the_sum_has_them(contraction, algorithm):
-    g = geometry.conv((2, 4, 7, 8), (4, 2, 2, 1), stride=(3, 2), padding=((1, 0), (-1, 1)), groups=2)
+    g = geometry.conv((1, 2, 7, 8), (2, 1, 2, 1), stride=(3, 2), padding=((1, 0), (-1, 1)), groups=2)
     role = RESULT[contraction]
     marked = 0
-    for name, value, seed in product(sorted(set("xwy") - {role}), (np.nan, np.inf), range(2)):
+    for seed, (name, value) in enumerate(product(sorted(set("xwy") - {role}), (np.nan, np.inf))):
         arrays = {n: random_integers(getattr(g, f"{n}_shape"), "float32", i) for i, n in enumerate("xwy")}
         at = tuple(np.random.default_rng(seed).integers(arrays[name].shape).tolist())
         arrays[name][at] = value
