@@ -6,7 +6,7 @@ pass through as what loopconv.cuda.foreign makes of them.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 
 import numpy as np
@@ -25,8 +25,17 @@ COMPUTE = {
 
 
 def accept(**arrays):
-    """The arguments as ndarrays of a kind we compute with; a bias may be None."""
+    """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
     return [None if value is None and name == "bias" else _array(name, value) for name, value in arrays.items()]
+
+
+def accept_of_host(**arrays):
+    """The arguments as ndarrays; those of a GPU are refused."""
+    accepted = accept(**arrays)
+    for name, array in zip(arrays, accepted):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be an array of the host for this function, got one of a GPU; copy it first")
+    return accepted
 
 
 def _array(name, value):
@@ -55,10 +64,17 @@ GPU_PROTOCOLS = ("__cuda_array_interface__", "__dlpack_device__")
 
 def of_gpu(name, value):
     """A `loopconv.cuda.foreign.DeviceArray`, or None if `value` is no array of a GPU."""
-    kind = type(value)
-    if isinstance(value, np.ndarray) or not any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS):
-        return None
-    return import_module("loopconv.cuda.foreign").recognised(name, value)
+    return _foreign().recognised(name, value) if _may_be_of_gpu(type(value)) else None
+
+
+@cache
+def _may_be_of_gpu(kind):
+    return not issubclass(kind, np.ndarray) and any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS)
+
+
+@cache
+def _foreign():
+    return import_module("loopconv.cuda.foreign")
 
 
 def _compute_code(dtype):

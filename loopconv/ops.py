@@ -10,7 +10,7 @@ contraction that is run is the one that gives the third.
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -55,7 +55,7 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     shape = whole if batched or role == "w" else whole[1:]
     dtype, compute = arrays.dtypes(*given.values(), bias)
     if dtype is None:
-        return import_module("loopconv.cuda.door").contract(
+        return _gpu_door().contract(
             _CONTRACTION_FOR[role], g, roles, role, shape, given, bias, out, backend, algorithm, precision
         )
     if out is not None:
@@ -79,6 +79,11 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     if not in_place:
         out[...] = result
     return out
+
+
+@cache
+def _gpu_door():
+    return import_module("loopconv.cuda.door")
 
 
 def _is_batched(shape, w_shape):
@@ -331,7 +336,7 @@ def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
         raise ValueError(f"grad must have more than {axis} dimensions with batched={batched}, got shape {grad.shape}")
     dtype, compute = arrays.dtypes(grad)
     if dtype is None:
-        return import_module("loopconv.cuda.door").bias_grad(grad, axis)
+        return _gpu_door().bias_grad(grad, axis)
     others = tuple(a for a in range(grad.ndim) if a != axis)
     return grad.sum(axis=others, dtype=compute).astype(dtype, copy=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -232,9 +233,11 @@ def _missing_numba():
 
 
 def _missing_cuda():
-    if not find_spec("numba_cuda"):
+    if "numba_cuda" not in sys.modules and not find_spec("numba_cuda"):
         return "numba-cuda is not installed; pip install 'loopconv[cuda]'"
-    return import_module("loopconv.cuda.gpu").missing()
+    from loopconv.cuda import gpu
+
+    return gpu.missing()
 
 
 def _never(_):
@@ -244,8 +247,10 @@ def _never(_):
 def _cuda_unsupported(geometry, dtype):
     if reason := _loops_unsupported(geometry, dtype):
         return reason
-    if str(dtype) not in (names := import_module("loopconv.cuda.stages").DTYPES):
-        return f"the GPU's kernels hold {', '.join(names)}, this call computes in {dtype}"
+    from loopconv.cuda.stages import DTYPES
+
+    if str(dtype) not in DTYPES:
+        return f"the GPU's kernels hold {', '.join(DTYPES)}, this call computes in {dtype}"
     return None
 
 

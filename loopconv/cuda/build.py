@@ -52,6 +52,7 @@ def _compiled(make, constants, memory, block, resident, capability):
         text, _ = compile_ptx(
             make(*constants), signature, cc=capability, fastmath=False, launch_bounds=(block, resident)
         )
+        text += END
         _write(path, text)
     return Ptx(text, re.search(r"\.entry\s+([\w$]+)", text)[1])
 
@@ -88,5 +89,5 @@ def _write(path, text):
     with contextlib.suppress(OSError):
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text + END)
+            file.write(text)
         os.replace(name, path)

@@ -19,6 +19,9 @@ TEXTBOOK = {
     "weight": {"textbook": textbook.weight_plan},
 }
 
+# What atomic additions are for.
+ATOMIC = ("float32", "float64")
+
 
 class Settings(NamedTuple):
     """What decides the plan of a call, besides the GPU and where the arrays are."""
@@ -76,7 +79,11 @@ def plan_of(settings, aligned, capability):
     """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
     contraction, geometry, dtype, algorithm, precision, has_bias = settings
     algorithm = algorithm or algorithms(contraction, geometry)[0]
+    if algorithm == "scatter" and dtype not in ATOMIC:
+        raise ValueError(f"algorithm must not be 'scatter' in {dtype}: atomic additions are of {' and '.join(ATOMIC)}")
     if algorithm != "tiled":
+        if precision is not None:
+            raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
         return TEXTBOOK[contraction][algorithm](geometry)
     return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
 

@@ -5,6 +5,7 @@ its stream, and given back as an array of that library.
 """
 
 import sys
+from functools import cache
 from importlib import import_module
 from math import prod
 
@@ -58,7 +59,7 @@ def recognised(name, value):
     """`value` as a DeviceArray, or None if it is no array of a GPU."""
     if type(value) is DeviceArray:
         return value
-    array = LIBRARIES.get(type(value).__module__.partition(".")[0], Other).read(name, value)
+    array = _library(type(value)).read(name, value)
     if array is not None and array.dtype not in DTYPES:
         raise TypeError(f"{name} must be of dtype {', '.join(DTYPES)} on a GPU, got dtype {array.dtype}")
     return array
@@ -177,17 +178,15 @@ class Other:
         described = getattr(value, "__cuda_array_interface__", None)
         if described is None:
             return None
-        dtype, (pointer, read_only) = np.dtype(described["typestr"]), described["data"]
-        if not dtype.isnative:
-            raise TypeError(f"{name} must be of this machine's byte order, got dtype {dtype}")
+        dtype, (pointer, read_only) = _dtype(described["typestr"]), described["data"]
         if described.get("mask") is not None:
             raise TypeError(f"{name} must not be a masked array, got one with a mask; pass its data")
-        if not _is_contiguous(described["shape"], described.get("strides"), dtype.itemsize):
+        if not _is_contiguous(described["shape"], described.get("strides"), dtype):
             _refuse_gaps(name, "copy it into a contiguous one")
         if read_only and name == "out":
             raise ValueError(f"out must be writable, got a read-only array of shape {described['shape']}")
         device = machine.device_of(pointer)
-        return DeviceArray(Other, value, pointer, described["shape"], dtype.name, device, described.get("stream") or 0)
+        return DeviceArray(Other, value, pointer, described["shape"], dtype, device, described.get("stream") or 0)
 
     @staticmethod
     def make(like, shape):
@@ -201,10 +200,18 @@ class Other:
         return array.owner
 
 
-def _is_contiguous(shape, strides, step):
+@cache
+def _dtype(typestr):
+    """The name of a dtype; of the other byte order, one that no kernel holds."""
+    dtype = np.dtype(typestr)
+    return dtype.name if dtype.isnative else str(dtype)
+
+
+def _is_contiguous(shape, strides, dtype):
     """Whether elements follow each other without gaps; axes of one pixel may have any stride."""
-    if strides is None or 0 in shape:
+    if strides is None or 0 in shape or dtype not in DTYPES:
         return True
+    step = DTYPES[dtype][0].itemsize
     for n, stride in zip(reversed(shape), reversed(strides)):
         if n != 1 and stride != step:
             return False
@@ -214,6 +221,12 @@ def _is_contiguous(shape, strides, step):
 
 def _view():
     return import_module("cuda.core.utils").StridedMemoryView
+
+
+@cache
+def _library(kind):
+    """The class that reads arrays of a type."""
+    return LIBRARIES.get(kind.__module__.partition(".")[0], Other)
 
 
 LIBRARIES = {"torch": Torch, "cupy": CuPy, "jax": Jax, "jaxlib": Jax}

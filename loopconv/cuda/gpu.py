@@ -2,7 +2,7 @@
 
 import os
 import sys
-from ctypes import addressof, c_void_p, sizeof
+from array import array
 from functools import cache
 from importlib import import_module
 
@@ -107,6 +107,7 @@ def _name(status):
 # ---------------------------------------------------------------------------------------------- devices
 
 
+@cache
 def count():
     return done(driver.cuDeviceGetCount(), "counting GPUs")
 
@@ -127,6 +128,21 @@ def description(device):
     size = done(driver.cuDeviceTotalMem(_handle(device)), f"asking GPU {device}")
     text = name.split(b"\0")[0].decode()
     return f"{text}, compute capability {_dotted(capability(device))}, {size / 2**30:.0f} GiB"
+
+
+def clocks(device):
+    """Hz of the processors, Hz of the memory, and bits of its bus: the most that the GPU is made for."""
+    of = driver.CUdevice_attribute
+    names = of.CU_DEVICE_ATTRIBUTE_CLOCK_RATE, of.CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE
+    khz = [done(driver.cuDeviceGetAttribute(name, _handle(device)), f"asking GPU {device}") for name in names]
+    width = driver.cuDeviceGetAttribute(of.CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH, _handle(device))
+    return 1e3 * khz[0], 1e3 * khz[1], done(width, f"asking GPU {device}")
+
+
+def driver_version():
+    """The CUDA version that the driver supports, as text."""
+    number = done(driver.cuDriverGetVersion(), "asking the driver")
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 @cache
@@ -164,6 +180,8 @@ def current_device():
 
 def device_of(pointer):
     """Number of the GPU whose memory that is; arrays without elements have none."""
+    if count() == 1:
+        return 0
     if not pointer:
         return current_device()
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -173,9 +191,9 @@ def device_of(pointer):
 # ------------------------------------------------------------------------------------ memory and streams
 
 
-def address(array):
+def address(given):
     """Where a DeviceArray is."""
-    return array.pointer
+    return given.pointer
 
 
 def allocate(size, stream):
@@ -188,16 +206,16 @@ def free(pointer, stream):
     done(driver.cuMemFreeAsync(pointer, stream), "giving memory back")
 
 
-def copy_in(pointer, array, stream):
+def copy_in(pointer, source, stream):
     """Copy a contiguous NumPy array to the GPU."""
-    if array.nbytes:
-        done(driver.cuMemcpyHtoDAsync(pointer, array.ctypes.data, array.nbytes, stream), "copying to the GPU")
+    if source.nbytes:
+        done(driver.cuMemcpyHtoDAsync(pointer, source.ctypes.data, source.nbytes, stream), "copying to the GPU")
 
 
-def copy_out(array, pointer, stream):
+def copy_out(target, pointer, stream):
     """Copy to a contiguous NumPy array, and wait for it."""
-    if array.nbytes:
-        done(driver.cuMemcpyDtoHAsync(array.ctypes.data, pointer, array.nbytes, stream), "copying from the GPU")
+    if target.nbytes:
+        done(driver.cuMemcpyDtoHAsync(target.ctypes.data, pointer, target.nbytes, stream), "copying from the GPU")
         wait(stream)
 
 
@@ -222,11 +240,11 @@ class Kept:
                 driver.cuMemFree(self.pointer)
 
 
-def kept(device, array):
+def kept(device, source):
     """A NumPy array on a GPU; waits until it is there."""
-    memory = Kept(device, array.nbytes)
+    memory = Kept(device, source.nbytes)
     with current(device):
-        copy_in(memory.pointer, array, 0)
+        copy_in(memory.pointer, source, 0)
         wait(0)
     return memory
 
@@ -288,12 +306,11 @@ class Prepared:
 
 def start(kernel, launch, addresses, stream):
     """Launch one kernel. What cannot be launched is said here; what fails while running, by a later call."""
-    count = len(addresses)
-    values = (c_void_p * count)(*addresses)
-    first, step = addressof(values), sizeof(c_void_p)
-    pointers = (c_void_p * count)(*range(first, first + count * step, step))
+    values = array("Q", addresses)
+    first = values.buffer_info()[0]
+    pointers = array("Q", range(first, first + 8 * len(addresses), 8))
     (status,) = driver.cuLaunchKernel(
-        kernel, launch.grid, 1, 1, launch.block, 1, 1, launch.shared, stream, addressof(pointers), 0
+        kernel, launch.grid, 1, 1, launch.block, 1, 1, launch.shared, stream, pointers.buffer_info()[0], 0
     )
     if status:
         size = f"{launch.grid} blocks of {launch.block} threads and {launch.shared} bytes"

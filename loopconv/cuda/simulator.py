@@ -1,5 +1,6 @@
 """What gpu.py offers, on the host: the only GPU of Numba's simulator. Addresses are flat NumPy arrays."""
 
+import warnings
 from ctypes import c_char
 from functools import cache
 
@@ -91,7 +92,8 @@ class Prepared:
         for launch in self.plan.launches[part]:
             given = [Flat(addresses[name].view(of.get(name, stored))) for name in launch.arrays]
             kernel = simulated(launch.make, launch.constants)
-            with np.errstate(all="ignore"):  # the GPU does not warn either
+            with warnings.catch_warnings():  # the GPU does not warn, and errstate is of one thread
+                warnings.simplefilter("ignore", RuntimeWarning)
                 kernel[launch.grid, launch.block, 0, launch.shared](*given, launch.numbers.tolist())
 
 
