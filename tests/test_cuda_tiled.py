@@ -24,14 +24,34 @@ def test_what_runs_in_the_simulator():
     assert re.search(r"\d+ passed", done.stdout)
 
 
+needs_compiler = pytest.mark.skipif(find_spec("nvidia") is None, reason="libnvvm, the compiler, is not installed")
+# What is compiled is for devices.
+DEVICE = {key: value for key, value in os.environ.items() if key != "NUMBA_ENABLE_CUDASIM"}
+
+PRINT_PTX = """
+from loopconv.cuda import assembled, build
+print(build.compiled(*assembled.kernels((9, 0))["sum float32 pointwise"], (9, 0)).text)
+"""
+
+
 @needs_numba_cuda
-@pytest.mark.skipif(find_spec("nvidia") is None, reason="libnvvm, the compiler, is not installed")
+@needs_compiler
+def test_copies_are_asynchronous_and_wide():
+    done = subprocess.run([sys.executable, "-c", PRINT_PTX], capture_output=True, text=True, env=DEVICE)
+    assert done.returncode == 0, done.stderr
+    for instruction in ("cp.async.cg.shared.global", "ld.global.v4", "ld.shared.v4.f32", "st.global.v4.f32"):
+        assert instruction in done.stdout
+    # eight steps of 8 x 8: no loop is left of them
+    assert done.stdout.count("fma.rn.f32") == 8 * 64
+
+
+@needs_numba_cuda
+@needs_compiler
 @pytest.mark.skipif(not shutil.which("ptxas"), reason="ptxas, the assembler, is not on the PATH")
 def test_what_the_assembler_says():
     """Every tuned kernel is in README.md's table, needs no more registers than there, and spills none."""
-    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_ENABLE_CUDASIM"}
     command = [sys.executable, "-m", "loopconv.cuda.assembled"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=DEVICE)
     assert done.returncode == 0, done.stderr
     found, stated = (
         table(done.stdout),

@@ -24,7 +24,7 @@ STORED = {"float32": ("float32",), "float64": ("float64",), "half": ("bfloat16",
 
 
 def kernels(capability):
-    """name -> (launch, rooms, dtype) of every tuned kernel: all tiles, and the variants of the first ones."""
+    """name -> (launch, rooms, dtype) of the tuned kernels: all tiles, and of the first ones the variants."""
     found = {}
 
     def add(name, plan, dtype, position=-1):
@@ -34,7 +34,7 @@ def kernels(capability):
     for tables, contraction, kind in ((TILES, "forward", "sum"), (WEIGHT_TILES, "weight", "weight")):
         for table, tiles in tables[capability].items():
             numbers = Numbers(*STORED[table])
-            for tile in tiles:
+            for tile in tiles[:1] if table == "half" else tiles:
                 plan = _tiled(GENERAL, contraction, numbers, capability, tile)
                 add(f"{kind} {table} {tile.rows}x{tile.columns}", plan, numbers.storage)
         tile = tables[capability]["float32"][0]
