@@ -3,7 +3,9 @@
     pytest benchmarks --benchmark-json=times.json
     python -m loopconv bench --threads 1 --json one.json
     python -m loopconv bench --threads 1 --plan --json one-plan.json
+    python -m loopconv bench --backend cuda --peers torch --json gpu.json
     python benchmarks/report.py times.json one.json one-plan.json --readme README.md --roofline docs/roofline.png
+    python benchmarks/report.py gpu.json --readme README.md
 
 Without --readme the tables are printed. Runs of `loopconv bench` with the same number of threads, one of them with
 --plan, share a table and a line of panels of the plot.
@@ -139,7 +141,16 @@ def cells_of(section):
 
 def peers_table(section):
     """Lines of Markdown: what was run and where, the summary, and one row per layer."""
-    cells = cells_of(section)
+    return [
+        *caption(section),
+        *dict.fromkeys(f"{_where(run['machine_info'])}." for run in section),
+        *(f"`{run['machine_info']['command']}`" for run in section),
+        *layers_table(cells_of(section)),
+    ]
+
+
+def layers_table(cells):
+    """The summary, one row per layer, and what is not timed."""
     against = {op: "best peer" if op == PLANNED or not _has(rows, "torch") else "torch" for op, rows in cells.items()}
     header = [title for op in cells for title in (f"{op} ms (% of bound)", f"{against[op]} / ours")]
     layers = {name: BOUNDS[row["bound"]] for rows in cells.values() for name, row in rows.items()}
@@ -148,13 +159,33 @@ def peers_table(section):
         for name, bound in layers.items()
     ]
     return [
-        *caption(section),
-        *dict.fromkeys(f"{_where(run['machine_info'])}." for run in section),
-        *(f"`{run['machine_info']['command']}`" for run in section),
         *summary([row for rows in cells.values() for row in rows.values()]),
         *markdown([["layer", "bound by", *header], *body]),
         *untimed(cells),
     ]
+
+
+def gpu_tables(run):
+    """Lines of Markdown of a run on a GPU: float32 and TF32, each at batch 1 and at a batch that fills the chip."""
+    machine = run["machine_info"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"**{machine['device']}.** Median milliseconds by CUDA events, arrays going round through copies larger than",
+        "the second-level cache, and in brackets the share of what bounds the layer: the chip's multiply-adds, or each",
+        "array once from or to memory, both by the chip's own data. Ratios are PyTorch's time, which is cuDNN's, over",
+        "ours: above 1, in bold, ours is faster.",
+        f"CUDA {machine['driver']}, cuDNN {machine['cudnn']}, Python {machine['python_version']}, {versions}.",
+        f"`{machine['command']}`",
+    ]
+    for precision, single in dict.fromkeys((row["precision"], row["batch"] == 1) for row in run["rows"]):
+        rows = [
+            {**row, "layer": row["layer"] + ("" if single else f" x{row['batch']}")}
+            for row in run["rows"]
+            if row["precision"] == precision and (row["batch"] == 1) is single
+        ]
+        lines += ["", f"**{precision}, {'batch 1' if single else 'a batch that fills the chip'}.**"]
+        lines += layers_table(cells_of([{**run, "rows": rows}]))
+    return lines
 
 
 def caption(section):
@@ -324,6 +355,10 @@ def is_compared(run):
     return "rows" in run and "plan" in run.get("machine_info", ())
 
 
+def is_on_gpu(run):
+    return is_compared(run) and "device" in run["machine_info"]
+
+
 def is_timed(run):
     timed = run.get("benchmarks")
     return bool(timed) and all("algorithm" in (benchmark["params"] or ()) for benchmark in timed)
@@ -336,7 +371,8 @@ def main():
     parser.add_argument("--roofline", type=Path, metavar="FILE", help="the plot, of runs of `loopconv bench`")
     arguments = parser.parse_args()
     runs = [read_run(path, parser.error) for path in arguments.json]
-    compared = sections(run for run in runs if is_compared(run))
+    on_gpu = [run for run in runs if is_on_gpu(run)]
+    compared = sections(run for run in runs if is_compared(run) and run not in on_gpu)
     if arguments.readme and not arguments.readme.is_file():
         parser.error(f"--readme must be a file that exists, got {arguments.readme}")
     if arguments.roofline and not compared:
@@ -346,6 +382,7 @@ def main():
     tables = {
         "peers": [line for section in compared for line in ("", *peers_table(section))][1:],
         "benchmarks": [line for run in runs if not is_compared(run) for line in ("", *backends_tables(run))][1:],
+        "gpu": [line for run in on_gpu for line in ("", *gpu_tables(run))][1:],
     }
     text = arguments.readme.read_text(encoding="utf-8") if arguments.readme else ""
     for name, lines in tables.items():

@@ -1,11 +1,13 @@
 """What enters and what leaves: array checks, dtype promotion, and the rules for `out`.
 
-Kernels see C-contiguous, aligned, native arrays of one of the six dtypes in COMPUTE, and nothing else.
+Kernels see C-contiguous, aligned, native arrays of one of the six dtypes in COMPUTE, and nothing else. Arrays of a GPU
+pass through as what loopconv.cuda.foreign makes of them.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 
 import numpy as np
 
@@ -23,8 +25,17 @@ COMPUTE = {
 
 
 def accept(**arrays):
-    """The arguments as ndarrays of a kind we compute with; a bias may be None."""
+    """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
     return [None if value is None and name == "bias" else _array(name, value) for name, value in arrays.items()]
+
+
+def accept_of_host(**arrays):
+    """The arguments as ndarrays; those of a GPU are refused."""
+    accepted = accept(**arrays)
+    for name, array in zip(arrays, accepted):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be an array of the host for this function, got one of a GPU; copy it first")
+    return accepted
 
 
 def _array(name, value):
@@ -33,6 +44,8 @@ def _array(name, value):
             raise TypeError(f"{name} must be an array of numbers, got None")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")
+        if (on_gpu := of_gpu(name, value)) is not None:
+            return on_gpu
         try:
             value = np.asarray(value)
         except (ValueError, TypeError) as error:
@@ -45,6 +58,25 @@ def _array(name, value):
     return value
 
 
+# What libraries whose arrays may be on a GPU give them.
+GPU_PROTOCOLS = ("__cuda_array_interface__", "__dlpack_device__")
+
+
+def of_gpu(name, value):
+    """A `loopconv.cuda.foreign.DeviceArray`, or None if `value` is no array of a GPU."""
+    return _foreign().recognised(name, value) if _may_be_of_gpu(type(value)) else None
+
+
+@cache
+def _may_be_of_gpu(kind):
+    return not issubclass(kind, np.ndarray) and any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS)
+
+
+@cache
+def _foreign():
+    return import_module("loopconv.cuda.foreign")
+
+
 def _compute_code(dtype):
     """Key of COMPUTE for `dtype`, or None when we do not compute with it (long double among others)."""
     code = dtype.kind if dtype.kind in "biu" else dtype.char
@@ -54,13 +86,15 @@ def _compute_code(dtype):
 def dtypes(*arrays):
     """(dtype of the result, dtype to compute in) by NumPy's promotion of all arrays given.
 
-    Integers widen to 64 bits as in `numpy.sum`.
+    Integers widen to 64 bits as in `numpy.sum`. Where one is on a GPU, whose dtypes are names, (None, None).
     """
     return _promoted(*[array.dtype for array in arrays if array is not None])
 
 
 @lru_cache(maxsize=256)
 def _promoted(*given):
+    if any(isinstance(dtype, str) for dtype in given):
+        return None, None
     promoted = np.result_type(*given)
     compute = np.dtype(COMPUTE[_compute_code(promoted)])
     return (compute if promoted.kind in "biu" else promoted.newbyteorder("=")), compute

@@ -95,7 +95,9 @@ def _add_explain(commands):
 
 
 def _add_bench(commands):
-    bench = commands.add_parser("bench", help="the public functions, or plans, against PyTorch and other peers")
+    bench = commands.add_parser(
+        "bench", help="the public functions, or plans, against PyTorch and other peers; with --backend cuda on a GPU"
+    )
     bench.add_argument("--layers", type=Path, metavar="CSV", help="by default benchmarks/layers.csv of this checkout")
     bench.add_argument("--ops", type=_ops, metavar="NAMES", help="of forward,input_grad,weight_grad; by default all")
     bench.add_argument("--threads", type=_positive, metavar="N", help="of ours and of the peers; by default all")
@@ -184,13 +186,14 @@ def _info(_):
         "loopconv": f"{loopconv.__version__}, in {Path(loopconv.__file__).parent}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "NumPy": np.__version__,
-        **{name: version(name) for name in ("Numba", "llvmlite", "SciPy", "Cython")},
+        **{name: version(name) for name in ("Numba", "llvmlite", "numba-cuda", "SciPy", "Cython")},
         "extensions": _extensions(),
         "platform": platform.platform(),
         "processor": known(processor),
         "cores": f"{_cores()} usable of {os.cpu_count()}",
         "threads": f"{threads.get_num_threads()} in use; Numba's threading layer: {known(_threading_layer)}",
         "cache": known(_cache),
+        "GPU": known(_gpus),
     }
     for name, fact in facts.items():
         print(f"{name:<12}{fact}")
@@ -247,6 +250,13 @@ def _threading_layer():
 def _cache():
     path = import_module("loopconv.loops.compile").kernel("forward", parallel=False).stats.cache_path
     return path or "none: no directory is writable, so every process compiles anew"
+
+
+def _gpus():
+    if (state := registry.backends()["cuda"]) != "ready":
+        return f"none: {state}"
+    gpu = import_module("loopconv.cuda.gpu")
+    return "; ".join(map(gpu.description, range(gpu.count()))) if not gpu.is_simulated() else "Numba's simulator"
 
 
 # -------------------------------------------------------------------------------------------- check
@@ -412,6 +422,5 @@ def _explain(arguments):
 
 
 def _bench(arguments):
-    from loopconv import bench
-
-    return bench.run(arguments)
+    module = "loopconv.bench_gpu" if arguments.backend == "cuda" else "loopconv.bench"
+    return import_module(module).run(arguments)

@@ -153,7 +153,7 @@ def _accepted(wrt, x, w, grad):
         wanted = "left out with wrt=None, the forward call" if wrt is None else f"given with wrt={wrt!r}, got None"
         raise ValueError(f"grad must be {wanted}")
     given = {"x": x, "w": w} if wrt is None else {"x": x, "w": w, "grad": grad}
-    return dict(zip(given, arrays.accept(**given)))
+    return dict(zip(given, arrays.accept_of_host(**given)))
 
 
 def _check_grad(given, op, g, batched):

@@ -129,7 +129,7 @@ def _values(x, w, input_shape, weight_shape):
         return []
     if x is None or w is None:
         raise ValueError(f"x and w must be given together or not at all, got only {'w' if x is None else 'x'}")
-    x, w = arrays.accept(x=x, w=w)
+    x, w = arrays.accept_of_host(x=x, w=w)
     for name, array, shape in (("x", x, input_shape), ("w", w, weight_shape)):
         if array.shape != shape:
             raise ValueError(f"{name} must have the shape {shape} that was said, got shape {array.shape}")

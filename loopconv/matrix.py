@@ -72,7 +72,7 @@ def conv_matrix(
            [0, 1, 2, 0],
            [0, 0, 1, 2]])
     """
-    (w,) = arrays.accept(w=w)
+    (w,) = arrays.accept_of_host(w=w)
     input_shape = geometry.shape_tuple("input_shape", input_shape)
     if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")

@@ -10,7 +10,8 @@ contraction that is run is the one that gives the third.
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import cache, wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ _TRANSPOSE = {"x": "y", "w": "w", "grad": "x"}
 _CONTRACTION_FOR = {"y": "forward", "x": "adjoint", "w": "weight"}
 
 
-def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, algorithm=None):
+def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, algorithm=None, precision=None):
     """The array of `g` that is not among `given` (public name to ndarray), as the user sees it.
 
     Where a gradient is given, the other factor is conjugated: that of a complex product a*b with
@@ -53,9 +54,13 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     whole = shapes[role]
     shape = whole if batched or role == "w" else whole[1:]
     dtype, compute = arrays.dtypes(*given.values(), bias)
+    if dtype is None:
+        return _gpu_door().contract(
+            _CONTRACTION_FOR[role], g, roles, role, shape, given, bias, out, backend, algorithm, precision
+        )
     if out is not None:
         arrays.check_out(out, shape, dtype, **given, bias=bias)
-    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute, algorithm)
+    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute, algorithm, precision)
 
     operands = {}
     for name, array in given.items():
@@ -74,6 +79,11 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     if not in_place:
         out[...] = result
     return out
+
+
+@cache
+def _gpu_door():
+    return import_module("loopconv.cuda.door")
 
 
 def _is_batched(shape, w_shape):
@@ -106,6 +116,7 @@ def conv(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Convolve `x` with `w` (the cross-correlation of deep learning: the kernel is not flipped).
 
@@ -135,6 +146,8 @@ def conv(
         How the backend 'tiled' sums; by default by what it expects to be fastest. 'depthwise' is for groups of one
         channel, the other two, F(2x2, 3x3) and F(4x4, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
         'winograd4' is never chosen by default, as its rounding error is about ten times that of the others.
+    precision : {'tf32'}, optional
+        Of the products on the backend 'cuda', for float32: 'tf32' rounds their factors to 10 bits, as tensor cores do.
 
     Returns
     -------
@@ -172,6 +185,7 @@ def conv(
         out=out,
         backend=backend,
         algorithm=algorithm,
+        precision=precision,
     )
 
 
@@ -187,6 +201,7 @@ def conv_input_grad(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv` with respect to its input: ``C.conj().T`` applied to the output's gradient.
 
@@ -200,7 +215,7 @@ def conv_input_grad(
         ``x.shape``. Several input sizes give the same output size, so it has to be said.
     stride, padding, dilation, groups
         Those of that call; see `conv`.
-    out, backend, algorithm
+    out, backend, algorithm, precision
         See `conv`.
 
     Returns
@@ -224,7 +239,16 @@ def conv_input_grad(
     )
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm)
+    return _contract(
+        g,
+        _CONV,
+        {"grad": grad, "w": w},
+        batched=batched,
+        out=out,
+        backend=backend,
+        algorithm=algorithm,
+        precision=precision,
+    )
 
 
 def conv_weight_grad(
@@ -239,6 +263,7 @@ def conv_weight_grad(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv` with respect to its weights.
 
@@ -252,7 +277,7 @@ def conv_weight_grad(
         ``w.shape``. Several kernel sizes give the same output size, so it has to be said.
     stride, padding, dilation, groups
         Those of that call; see `conv`.
-    out, backend
+    out, backend, precision
         See `conv`.
     algorithm : {'outer', 'dots'}, optional
         How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
@@ -274,7 +299,16 @@ def conv_weight_grad(
     )
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm)
+    return _contract(
+        g,
+        _CONV,
+        {"grad": grad, "x": x},
+        batched=batched,
+        out=out,
+        backend=backend,
+        algorithm=algorithm,
+        precision=precision,
+    )
 
 
 def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
@@ -301,6 +335,8 @@ def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
     if grad.ndim <= axis:
         raise ValueError(f"grad must have more than {axis} dimensions with batched={batched}, got shape {grad.shape}")
     dtype, compute = arrays.dtypes(grad)
+    if dtype is None:
+        return _gpu_door().bias_grad(grad, axis)
     others = tuple(a for a in range(grad.ndim) if a != axis)
     return grad.sum(axis=others, dtype=compute).astype(dtype, copy=False)
 
@@ -315,6 +351,7 @@ def conv_grads(
     dilation: Ints = 1,
     groups: int = 1,
     backend: str | None = None,
+    precision: str | None = None,
 ) -> Gradients:
     """All gradients of ``conv(x, w, bias, ...)``.
 
@@ -324,7 +361,7 @@ def conv_grads(
         Gradient with respect to the output.
     x, w : array_like
         The arguments of that call.
-    stride, padding, dilation, groups, backend
+    stride, padding, dilation, groups, backend, precision
         See `conv`.
 
     Returns
@@ -339,7 +376,8 @@ def conv_grads(
     """
     grad, x, w = arrays.accept(grad=grad, x=x, w=w)
     settings: dict[str, Any] = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "backend": backend
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "backend": backend,
+        "precision": precision,
     }  # fmt: skip
     geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return Gradients(
@@ -366,6 +404,7 @@ def conv_transpose(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Scatter-add a kernel scaled by each pixel of `x`: the transpose of `conv`, not its inverse.
 
@@ -392,7 +431,7 @@ def conv_transpose(
         Output pixels between neighbouring taps, at least 1.
     groups : int, optional
         Channels are cut into this many groups that do not see each other.
-    out, backend, algorithm
+    out, backend, algorithm, precision
         See `conv`.
 
     Returns
@@ -434,6 +473,7 @@ def conv_transpose(
         out=out,
         backend=backend,
         algorithm=algorithm,
+        precision=precision,
     )
 
 
@@ -451,6 +491,7 @@ def conv_transpose_input_grad(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv_transpose` with respect to its input: a convolution with the same weight array.
 
@@ -466,7 +507,7 @@ def conv_transpose_input_grad(
         Those of that call; see `conv_transpose`.
     output_padding, output_size
         May be left out, since the shape of `grad` says the same; checked where given.
-    out, backend, algorithm
+    out, backend, algorithm, precision
         See `conv`.
 
     Returns
@@ -487,8 +528,9 @@ def conv_transpose_input_grad(
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.x_shape, batched)
     return _contract(
-        g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm
-    )
+        g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm,
+        precision=precision,
+    )  # fmt: skip
 
 
 def conv_transpose_weight_grad(
@@ -505,6 +547,7 @@ def conv_transpose_weight_grad(
     out: np.ndarray | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> np.ndarray:
     """Gradient of `conv_transpose` with respect to its weights.
 
@@ -520,7 +563,7 @@ def conv_transpose_weight_grad(
         Those of that call; see `conv_transpose`.
     output_padding, output_size
         May be left out, since the shape of `grad` says the same; checked where given.
-    out, backend
+    out, backend, precision
         See `conv`.
     algorithm : {'outer', 'dots'}, optional
         How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
@@ -544,8 +587,9 @@ def conv_transpose_weight_grad(
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.x_shape, batched)
     return _contract(
-        g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm
-    )
+        g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm,
+        precision=precision,
+    )  # fmt: skip
 
 
 def conv_transpose_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
@@ -582,6 +626,7 @@ def conv_transpose_grads(
     dilation: Ints = 1,
     groups: int = 1,
     backend: str | None = None,
+    precision: str | None = None,
 ) -> Gradients:
     """All gradients of ``conv_transpose(x, w, bias, ...)``.
 
@@ -591,7 +636,7 @@ def conv_transpose_grads(
         Gradient with respect to the output.
     x, w : array_like
         The arguments of that call.
-    stride, padding, output_padding, output_size, dilation, groups, backend
+    stride, padding, output_padding, output_size, dilation, groups, backend, precision
         See `conv_transpose_input_grad`.
 
     Returns
@@ -607,7 +652,7 @@ def conv_transpose_grads(
     grad, x, w = arrays.accept(grad=grad, x=x, w=w)
     settings: dict[str, Any] = {
         "stride": stride, "padding": padding, "output_padding": output_padding, "output_size": output_size,
-        "dilation": dilation, "groups": groups, "backend": backend,
+        "dilation": dilation, "groups": groups, "backend": backend, "precision": precision,
     }  # fmt: skip
     geometry.conv_transpose_of_grad(
         grad.shape, x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding,

@@ -28,7 +28,7 @@ class Plan:
     input_shape, output_shape : tuple of int
         Of the arrays that a call takes and gives.
     dtype : numpy.dtype
-        Of those arrays, float32 or float64.
+        Of those arrays, float32 or float64; on a GPU its name, float16 or bfloat16 too.
     algorithm : str
         See `conv`.
     nbytes : int
@@ -40,8 +40,8 @@ class Plan:
     each call that is under way.
     """
 
-    def __init__(self, name, contraction, g, w, bias, batched, algorithm):
-        registry.select(contraction, "tiled", g, w.dtype, algorithm)  # or the reason why not
+    def __init__(self, name, contraction, g, w, bias, batched, algorithm, precision):
+        registry.select(contraction, "tiled", g, w.dtype, algorithm, precision)  # or the reason why not
         self._name = name
         self._prepared = import_module("loopconv.tiled.prepared").Prepared(contraction, g, w, bias, algorithm)
         self._shapes = (g.x_shape, g.y_shape) if contraction == "forward" else (g.y_shape, g.x_shape)
@@ -108,18 +108,19 @@ def plan_conv(
     dilation: Ints = 1,
     groups: int = 1,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> Plan:
     """Plan calls of `conv` that have the same weights and the same input shape.
 
     Parameters
     ----------
-    w : array_like of float32 or float64, shape (K, C / groups, \\*kernel)
-        Weights. Their dtype is that of the calls.
+    w : array_like of float32 or float64, or array of a GPU, shape (K, C / groups, \\*kernel)
+        Weights. Their dtype is that of the calls, whose arrays are on the GPU if the weights are.
     bias : array_like, shape (K,), optional
         Added to every pixel of its output channel.
     input_shape : sequence of int
         (N, C, \\*input) or (C, \\*input), the shape of `x` in the calls.
-    stride, padding, dilation, groups, algorithm
+    stride, padding, dilation, groups, algorithm, precision
         See `conv`.
 
     Returns
@@ -140,12 +141,12 @@ def plan_conv(
     >>> plan(np.ones((3, 32, 32), np.float32))[0, 0, :3]
     array([12., 18., 18.], dtype=float32)
     """
-    w, bias = _accept(w, bias)
+    w, bias = arrays.accept(w=w, bias=bias)
     input_shape = geometry.shape_tuple("input_shape", input_shape)
     g = geometry.conv(
         input_shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, x_name="input_shape"
     )
-    return _plan("plan_conv", "forward", g, g.k, w, bias, input_shape, algorithm)
+    return _plan("plan_conv", "forward", g, g.k, w, bias, input_shape, algorithm, precision)
 
 
 def plan_conv_transpose(
@@ -160,18 +161,19 @@ def plan_conv_transpose(
     dilation: Ints = 1,
     groups: int = 1,
     algorithm: str | None = None,
+    precision: str | None = None,
 ) -> Plan:
     """Plan calls of `conv_transpose` that have the same weights and the same input shape.
 
     Parameters
     ----------
-    w : array_like of float32 or float64, shape (C_in, C_out / groups, \\*kernel)
-        Weights. Their dtype is that of the calls.
+    w : array_like of float32 or float64, or array of a GPU, shape (C_in, C_out / groups, \\*kernel)
+        Weights. Their dtype is that of the calls, whose arrays are on the GPU if the weights are.
     bias : array_like, shape (C_out,), optional
         Added to every pixel of its output channel.
     input_shape : sequence of int
         (N, C_in, \\*input) or (C_in, \\*input), the shape of `x` in the calls.
-    stride, padding, output_padding, output_size, dilation, groups, algorithm
+    stride, padding, output_padding, output_size, dilation, groups, algorithm, precision
         See `conv_transpose`.
 
     Returns
@@ -184,27 +186,30 @@ def plan_conv_transpose(
     TypeError, ValueError
         As `conv_transpose`; also if `w` is of another dtype.
     """
-    w, bias = _accept(w, bias)
+    w, bias = arrays.accept(w=w, bias=bias)
     input_shape = geometry.shape_tuple("input_shape", input_shape)
     g = geometry.conv_transpose(
         input_shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, output_size=output_size,
         dilation=dilation, groups=groups, x_name="input_shape",
     )  # fmt: skip
-    return _plan("plan_conv_transpose", "adjoint", g, g.c, w, bias, input_shape, algorithm)
+    return _plan("plan_conv_transpose", "adjoint", g, g.c, w, bias, input_shape, algorithm, precision)
 
 
-def _accept(w, bias):
+def _plan(name, contraction, g, channels, w, bias, input_shape, algorithm, precision):
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), one value per output channel, got shape {bias.shape}")
+    batched = len(input_shape) == w.ndim
+    if arrays.dtypes(w, bias)[0] is None:
+        make = import_module("loopconv.cuda.prepared").GpuPlan
+        return make(name, contraction, g, w, bias, batched, algorithm, precision)
+    return Plan(name, contraction, g, *_copies(w, bias), batched, algorithm, precision)
+
+
+def _copies(w, bias):
     """Copies of the weights and the bias, of the dtype of the weights."""
-    w, bias = arrays.accept(w=w, bias=bias)
     dtype = w.dtype.newbyteorder("=")
     if dtype not in (np.float32, np.float64):
         raise TypeError(f"w must be of dtype float32 or float64 for a plan, got dtype {w.dtype} in shape {w.shape}")
     if bias is not None and np.result_type(w, bias) != dtype:
         raise TypeError(f"bias must be of a dtype that fits into w's {dtype}, got dtype {bias.dtype}")
     return np.array(w, dtype, order="C"), None if bias is None else np.array(bias, dtype, order="C")
-
-
-def _plan(name, contraction, g, channels, w, bias, input_shape, algorithm):
-    if bias is not None and bias.shape != (channels,):
-        raise ValueError(f"bias must have shape ({channels},), one value per output channel, got shape {bias.shape}")
-    return Plan(name, contraction, g, w, bias, len(input_shape) == w.ndim, algorithm)

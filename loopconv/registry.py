@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ def _always(_):
     return True
 
 
-def _none(_):
+def _none(*_):
     return ()
 
 
@@ -53,6 +54,8 @@ class Implementation:
     algorithms : callable
         ``algorithms(geometry)``: names that ``algorithm=`` may have for a call, each a value of a keyword
         `algorithm` of `run`.
+    precisions : callable
+        ``precisions(geometry, dtype)``: the same for ``precision=``.
     """
 
     contraction: str
@@ -62,6 +65,7 @@ class Implementation:
     unsupported: Callable[[Geometry, Any], str | None] = _nothing
     worthwhile: Callable[[Geometry], bool] = _always
     algorithms: Callable[[Geometry], tuple[str, ...]] = _none
+    precisions: Callable[[Geometry, Any], tuple[str, ...]] = _none
 
 
 # In the order of preference: backend=None takes the first that can and is worthwhile.
@@ -105,7 +109,7 @@ def backends() -> dict[str, str]:
 
 
 def select(
-    contraction: str, backend: str | None, geometry: Geometry, dtype, algorithm: str | None = None
+    contraction: str, backend: str | None, geometry: Geometry, dtype, algorithm: str | None = None, precision=None
 ) -> Callable[..., None]:
     """The function that runs `contraction`: the preferred one, or that of `backend` or `algorithm`, or a ValueError."""
     row = _named(contraction, backend, geometry, dtype) if backend is not None else None
@@ -116,12 +120,23 @@ def select(
                 break
         else:
             raise ValueError(_why_none(contraction, geometry, dtype, algorithm))
-    if algorithm is None:
+    if algorithm is None and precision is None:
         return loaded(row)
-    if algorithm not in (names := row.algorithms(geometry)):
-        valid = f"None or one of {', '.join(names)}" if names else "None"
-        raise ValueError(f"algorithm must be {valid} for this call on backend {row.backend!r}, got {algorithm!r}")
-    return partial(loaded(row), algorithm=algorithm)
+    return partial(loaded(row), **_wanted(row, geometry, dtype, algorithm, precision))
+
+
+def _wanted(row, geometry, dtype, algorithm, precision):
+    """The keywords of `run` that were given, or the ValueError that says what they may be."""
+    wanted = {}
+    if algorithm is not None:
+        wanted["algorithm"] = algorithm, row.algorithms(geometry)
+    if precision is not None:
+        wanted["precision"] = precision, row.precisions(geometry, dtype)
+    for name, (value, names) in wanted.items():
+        if value not in names:
+            valid = f"None or one of {', '.join(names)}" if names else "None"
+            raise ValueError(f"{name} must be {valid} for this call on backend {row.backend!r}, got {value!r}")
+    return {name: value for name, (value, _) in wanted.items()}
 
 
 def _named(contraction, backend, geometry, dtype):
@@ -217,6 +232,40 @@ def _missing_numba():
     return None if find_spec("numba") else "numba is not installed"
 
 
+def _missing_cuda():
+    if "numba_cuda" not in sys.modules and not find_spec("numba_cuda"):
+        return "numba-cuda is not installed; pip install 'loopconv[cuda]'"
+    from loopconv.cuda import gpu
+
+    return gpu.missing()
+
+
+def _never(_):
+    return False
+
+
+def _cuda_unsupported(geometry, dtype):
+    if reason := _loops_unsupported(geometry, dtype):
+        return reason
+    from loopconv.cuda.stages import DTYPES
+
+    if str(dtype) not in DTYPES:
+        return f"the GPU's kernels hold {', '.join(DTYPES)}, this call computes in {dtype}"
+    return None
+
+
+def _load_cuda(contraction):
+    return getattr(import_module("loopconv.cuda.driver"), contraction)
+
+
+def _cuda_algorithms(contraction, geometry):
+    return import_module("loopconv.cuda.driver").algorithms(contraction, geometry)
+
+
+def _cuda_precisions(contraction, geometry, dtype):
+    return import_module("loopconv.cuda.driver").precisions(contraction, geometry, dtype)
+
+
 def _load_loops(contraction, execution):
     driver = getattr(import_module("loopconv.loops.driver"), contraction)
     return partial(driver, getattr(import_module("loopconv.loops.executions"), execution)(contraction))
@@ -251,3 +300,10 @@ for _contraction in CONTRACTIONS:
     register(Implementation(_contraction, "reference", partial(_load_reference, _contraction)))
     _load = partial(_load_loops, _contraction, "python")
     register(Implementation(_contraction, "python", _load, unsupported=_loops_unsupported))
+    # only by its name, or for arrays that are on a GPU already
+    register(
+        Implementation(
+            _contraction, "cuda", partial(_load_cuda, _contraction), _missing_cuda, _cuda_unsupported, _never,
+            partial(_cuda_algorithms, _contraction), partial(_cuda_precisions, _contraction),
+        )
+    )  # fmt: skip

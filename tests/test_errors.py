@@ -242,7 +242,7 @@ for name, arguments in ARRAYS.items():
 for name in PLAIN:
     if name == "conv_matrix":
         continue
-    for value in ("cuda", "", 3, True, ["numba"], np.array(["numba", "cython"])):
+    for value in ("gpu", "", 3, True, ["numba"], np.array(["numba", "cython"])):
         row(name, {"backend": value}, (ValueError, TypeError), "backend must be None or one of ",
             "parallel", "numba", "cython", "reference", "python", f"got {value!r}")  # fmt: skip
 for backend in ("parallel", "numba", "cython", "python"):

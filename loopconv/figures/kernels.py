@@ -201,7 +201,7 @@ def shifted_kernels(
     TypeError, ValueError
         As `loopconv.conv_transpose` and `arithmetic`; also for more than 64 terms.
     """
-    x, w = arrays.accept(x=x, w=w)
+    x, w = arrays.accept_of_host(x=x, w=w)
     settings: dict[str, Any] = {
         "stride": stride, "padding": padding, "output_padding": output_padding, "output_size": output_size,
         "dilation": dilation, "groups": groups,

@@ -43,12 +43,12 @@ def jit(function, *, parallel=False, fastmath=False):
     return compiled
 
 
-# The folders that kernels are in.
+# The folders that kernels for processors are in.
 ROOMS = ("loops", "tiled")
 
 
 @cache
-def source_hash():
+def source_hash(rooms=ROOMS):
     """Digest of every source file in the rooms that kernels are in.
 
     Numba's own key leaves out constants, globals and called functions, and does not tell a parallel
@@ -56,7 +56,7 @@ def source_hash():
     """
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for path in sorted(path for room in ROOMS for path in (package / room).glob("*.py")):
+    for path in sorted(path for room in rooms for path in (package / room).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -139,7 +139,7 @@ def forward_layout(p):
 def adjoint_layout(p):
     """Layout of y for x = C.T y: y as it is, all phases of x."""
     phases = [
-        sorted(_adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their first pixels
+        sorted(adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their first pixels
         for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
     ]
     axes = [
@@ -173,7 +173,7 @@ def dense_layout(sizes):
     return _layout(source, sizes, sizes, 0, prod(sizes), [], [0], [0], (0, 0, 0))
 
 
-def _adjoint_phase(n, k, s, d, lo, phase):
+def adjoint_phase(n, k, s, d, lo, phase):
     """(first pixel of x, pixels, [(tap, shift)]) of the pixels i of x with (i + lo) % s == phase.
 
     With i + lo = s*u + phase, tap r of that phase brings y[u - (r*d - phase) / s].

@@ -1,0 +1,173 @@
+"""The three contractions on a GPU: which algorithm, its plan, and the launches of the plan.
+
+The arrays of a call are either NumPy's, which are copied to the GPU and the result back, or `foreign.DeviceArray`s.
+"""
+
+from functools import lru_cache, partial
+from math import prod
+from typing import Any, NamedTuple
+
+from loopconv.cuda import plans, textbook
+from loopconv.cuda.foreign import DeviceArray
+from loopconv.cuda.machine import machine
+from loopconv.cuda.stages import DTYPES, room_bytes
+
+# What `algorithm=` may say of each contraction.
+TEXTBOOK = {
+    "forward": {"textbook": textbook.forward_plan},
+    "adjoint": {"textbook": textbook.gather_plan, "scatter": textbook.scatter_plan},
+    "weight": {"textbook": textbook.weight_plan},
+}
+
+# What atomic additions are for.
+ATOMIC = ("float32", "float64")
+
+
+class Settings(NamedTuple):
+    """What decides the plan of a call, besides the GPU and where the arrays are."""
+
+    contraction: str
+    geometry: Any
+    dtype: str
+    algorithm: str | None
+    precision: str | None
+    has_bias: bool
+
+
+def forward(geometry, x, w, y, bias=None, algorithm=None, precision=None):
+    """y = C x + bias."""
+    _contract("forward", geometry, {"x": x, "w": w, "y": y}, bias, algorithm, precision)
+
+
+def adjoint(geometry, x, w, y, bias=None, algorithm=None, precision=None):
+    """x = C.T y + bias."""
+    _contract("adjoint", geometry, {"y": y, "w": w, "x": x}, bias, algorithm, precision)
+
+
+def weight(geometry, x, w, y, algorithm=None, precision=None):
+    """w = the form without w."""
+    _contract("weight", geometry, {"x": x, "y": y, "w": w}, None, algorithm, precision)
+
+
+def _contract(contraction, geometry, arrays, bias, algorithm, precision):
+    """Overwrite the last of the arrays."""
+    *_, result = arrays.values()
+    if prod(result.shape):
+        settings = Settings(contraction, geometry, str(result.dtype), algorithm, precision, bias is not None)
+        launch(partial(ready, settings), arrays if bias is None else {"bias": bias, **arrays})
+
+
+# ------------------------------------------------------------------------------------ which algorithm
+
+
+def algorithms(contraction, geometry):
+    """The names that `algorithm=` may have for a call, the one that is chosen without it first."""
+    return ("tiled",) * is_tiled(geometry) + tuple(TEXTBOOK[contraction])
+
+
+def is_tiled(geometry):
+    """Whether there are products to add up, and as many pixels as the tiled kernels can count."""
+    return geometry.macs > 0 and 0 not in geometry.input and plans.is_in_reach(geometry)
+
+
+def precisions(contraction, geometry, dtype):
+    """The names that ``precision=`` may have for a call."""
+    return ("tf32",) if is_tiled(geometry) and str(dtype) == "float32" else ()
+
+
+def plan_of(settings, aligned, capability):
+    """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
+    contraction, geometry, dtype, algorithm, precision, has_bias = settings
+    algorithm = algorithm or algorithms(contraction, geometry)[0]
+    if algorithm == "scatter" and dtype not in ATOMIC:
+        raise ValueError(f"algorithm must not be 'scatter' in {dtype}: atomic additions are of {' and '.join(ATOMIC)}")
+    if algorithm != "tiled":
+        if precision is not None:
+            raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
+        return TEXTBOOK[contraction][algorithm](geometry)
+    return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
+
+
+@lru_cache(maxsize=1024)
+def ready(settings, aligned, device):
+    """A call with its kernels and its plan on a GPU."""
+    g = settings.geometry
+    zeros = 0 if settings.has_bias else 8 * (g.k if settings.contraction == "forward" else g.c)
+    return Call(plan_of(settings, aligned, machine.capability(device)), settings.dtype, device, zeros)
+
+
+class Call:
+    """A plan on a GPU, the bytes of its rooms, and how many zeros it takes for a bias."""
+
+    def __init__(self, plan, dtype, device, zeros=0):
+        self.plan, self.rooms, self.device = plan, room_bytes(plan, dtype), device
+        self.launch = machine.Prepared(plan, dtype, device).launch
+        self.zeros = zeros if any("bias" in launch.arrays for launch in plan.launches) else 0
+
+    def bias(self):
+        """What is passed as a bias where there is none."""
+        return {"bias": machine.zeros(self.device, self.zeros)} if self.zeros else {}
+
+
+def sums(array, axis, result):
+    """result = the sums of a DeviceArray over all axes but one."""
+    sizes = prod(array.shape[:axis]), array.shape[axis], prod(array.shape[axis + 1 :])
+    if sizes[1]:
+        launch(partial(_ready_sums, sizes, array.dtype), {"y": array, "bias": result})
+
+
+@lru_cache(maxsize=256)
+def _ready_sums(sizes, dtype, aligned, device):
+    return Call(textbook.sums_plan(*sizes, DTYPES[dtype][1].name), dtype, device)
+
+
+# ------------------------------------------------------------------------------------------ the arrays
+
+
+def launch(ready, arrays):
+    """Run what ``ready(aligned, device)`` gives on the arrays, of which the last one is the result."""
+    result = list(arrays.values())[-1]
+    if type(result) is DeviceArray:
+        with machine.current(result.device):
+            _on_arrays(ready, arrays, result)
+    else:
+        device = machine.current_device()
+        with machine.current(device):
+            _on_copies(ready(True, device), arrays, result)
+
+
+def _on_arrays(ready, arrays, result):
+    """On the stream of the result, after what the streams of the others were told."""
+    stream = result.stream
+    for other in {array.stream for array in arrays.values()} - {stream}:
+        machine.follow(stream, other)
+    aligned = not any(array.pointer % 16 for array in arrays.values())
+    addresses = {name: machine.address(array) for name, array in arrays.items()}
+    run(ready(aligned, result.device), addresses, stream)
+
+
+def _on_copies(call, arrays, result):
+    """On copies of NumPy arrays, on the default stream; the result is copied back."""
+    stream, addresses = 0, {}
+    try:
+        for name, array in arrays.items():
+            addresses[name] = machine.allocate(array.nbytes, stream)
+            if array is not result:
+                machine.copy_in(addresses[name], array, stream)
+        run(call, addresses, stream)
+        machine.copy_out(result, addresses[name], stream)
+    finally:
+        for address in addresses.values():
+            machine.free(address, stream)
+
+
+def run(call, addresses, stream):
+    """Put all launches on the stream, with rooms that last until they are through."""
+    rooms = {}
+    try:
+        for name, size in call.rooms.items():
+            rooms[name] = machine.allocate(size, stream)
+        call.launch(slice(None), call.bias() | addresses | rooms, stream)
+    finally:
+        for address in rooms.values():
+            machine.free(address, stream)

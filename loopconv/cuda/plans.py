@@ -1,0 +1,367 @@
+"""From a Geometry to launches of the tuned kernels: which kernels, on which arrays, with which tables of integers."""
+
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopconv.cuda import grouped, tiled
+from loopconv.cuda.intrinsics import WIDE
+from loopconv.cuda.stages import Launch, Plan
+from loopconv.cuda.tiles import (
+    CHIPS,
+    GROUPED,
+    GROUPED_WEIGHT,
+    MOST_SPLITS,
+    TILES,
+    WEIGHT_TILES,
+    best_tile,
+    nearest,
+    splits_of,
+)
+from loopconv.tiled.layout import adjoint_phase, problem
+
+ADD_THREADS, PACK_THREADS = 256, 256
+
+
+# Up to so many result channels in a group, a tile of 16 rows is mostly empty; their weights have to fit shared memory.
+SMALL_GROUP, SMALL_STEPS = 4, 1024
+
+
+class Phase(NamedTuple):
+    """Result pixels that the same taps reach: all of forward, and one phase of the stride of the adjoint."""
+
+    sizes: tuple  # result pixels on three axes
+    start: int  # first result element of a plane
+    taps: list  # (number in the kernel, displacements on three axes)
+
+
+class Sum(NamedTuple):
+    """What forward and adjoint have in common: C source channels make M result channels."""
+
+    p: Any
+    M: int
+    C: int
+    source: tuple  # sizes
+    source_steps: tuple  # between channels, slices, rows, columns
+    source_image: int
+    out_steps: tuple  # between channels, and between the pixels of one phase
+    out_image: int
+    stride: tuple  # source pixels between neighbouring result pixels
+    phases: list
+    w_steps: tuple  # between groups, result channels, source channels
+
+
+class Numbers(NamedTuple):
+    """In which numbers a call is stored and computed.
+
+    storage : dtype of the user's arrays: "float32", "float64", "float16" or "bfloat16"
+    precision : "tf32" for tensor cores, None for full precision
+    aligned : whether the user's arrays begin at multiples of 16 bytes
+    """
+
+    storage: str
+    precision: str | None = None
+    aligned: bool = True
+
+    @property
+    def compute(self):
+        """The dtype that is summed in."""
+        return "float64" if self.storage == "float64" else "float32"
+
+    @property
+    def table(self):
+        """The name of the tables of tiles."""
+        if self.storage != self.compute:
+            return "half"
+        return "tf32" if self.precision == "tf32" else self.compute
+
+    @property
+    def run(self):
+        """Numbers in 16 bytes of the user's arrays, 1 where they are not read so."""
+        return WIDE // np.dtype(self.storage).itemsize if self.aligned and self.storage == self.compute else 1
+
+
+# --------------------------------------------------------------------------------------- predicates
+
+
+def is_in_reach(geometry):
+    """Whether an image's group, and the pixels of an image, have 32-bit positions."""
+    g = geometry
+    span = [max(n, s) + abs(pad) for n, s, pad in zip(g.input, g.span, g.pad)]
+    sizes = max(prod(span) * (g.c // g.groups), prod(g.output) * (g.k // g.groups), prod(span) * min(g.batch, 128))
+    return sizes < 2**30
+
+
+def is_grouped(geometry, contraction):
+    """Whether the groups have too few channels for the rows of a tile, and each thread sums on its own."""
+    g = geometry
+    rows = (g.c if contraction == "adjoint" else g.k) // g.groups
+    steps = (g.k if contraction == "adjoint" else g.c) // g.groups * prod(g.kernel)
+    return g.groups > 1 and rows <= SMALL_GROUP and steps <= SMALL_STEPS
+
+
+def is_pointwise(phases):
+    """Whether every result pixel reads just the source pixel in its place."""
+    return all(len(phase.taps) == 1 and not any(phase.taps[0][1]) for phase in phases)
+
+
+def is_in_runs(sizes, steps, image, run):
+    """Whether `run` pixels from every multiple of it on lie side by side, aligned, in every plane."""
+    plane = prod(sizes[1:])
+    flat = prod(sizes) if steps[1] == plane else plane
+    dense = steps[3] == 1 and steps[2] == sizes[2]
+    return run > 1 and dense and not any(n % run for n in (flat, steps[0], steps[1] if sizes[0] > 1 else 0, image))
+
+
+# ---------------------------------------------------------------------------------- forward and adjoint
+
+
+def plan(contraction, geometry, numbers, capability, has_bias=False):
+    """The plan of a call that `is_in_reach`, by the kernels that are for it."""
+    small = is_grouped(geometry, contraction)
+    if contraction == "weight":
+        return (grouped_weight_plan if small else weight_plan)(geometry, numbers, capability)
+    return (grouped_sum_plan if small else sum_plan)(geometry, contraction, numbers, capability, has_bias)
+
+
+@lru_cache(maxsize=256)
+def sum_of(geometry, contraction):
+    """The sum that a forward or adjoint call is."""
+    p = problem(geometry)
+    taps, x_image, y_image = prod(p.k), p.G * p.C * p.x_step[0], p.G * p.K * p.y_step[0]
+    group, k_step = p.K * p.C * taps, p.C * taps
+    if contraction == "forward":
+        moved = [[r * d - lo for r in range(k)] for k, d, lo in zip(p.k, p.dilation, p.pad)]
+        phases = [Phase(p.y, 0, list(enumerate(product(*moved))))]
+        return Sum(p, p.K, p.C, p.x, p.x_step, x_image, p.y_step, y_image, p.stride, phases, (group, k_step, taps))
+    axes = [
+        [adjoint_phase(*axis, phase) for phase in range(axis[2])] for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
+    ]
+    phases = []
+    for phase in product(*axes):
+        sizes = tuple(pixels for _, pixels, _ in phase)
+        numbers = [
+            ((t * p.k[1] + r) * p.k[2] + s, moved)
+            for (t, dz), (r, dp), (s, dq) in product(*(reached for _, _, reached in phase))
+            for moved in [(dz, dp, dq)]
+        ]
+        start = sum(first * step for (first, _, _), step in zip(phase, p.x_step[1:]))
+        if prod(sizes):
+            phases.append(Phase(sizes, start, numbers))
+    steps = (p.x_step[0], *(step * s for step, s in zip(p.x_step[1:], p.stride)))
+    return Sum(p, p.C, p.K, p.y, p.y_step, y_image, steps, x_image, (1, 1, 1), phases, (group, taps, k_step))
+
+
+def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, tile=None):
+    """Forward or adjoint: pack the weights, multiply, and add up the parts where there are several."""
+    t = sum_of(geometry, contraction)
+    if not t.phases:
+        return Plan((), {})
+    p, columns = t.p, t.p.N * max(prod(phase.sizes) for phase in t.phases)
+    steps = t.C * max(len(phase.taps) for phase in t.phases)
+    tile = tile or best_tile(TILES, capability, numbers.table, p.G * len(t.phases), t.M, columns, steps)
+    blocks = p.G * len(t.phases) * -(-t.M // tile.rows) * -(-columns // tile.columns)
+    slabs = -(-steps // tile.depth)
+    splits = splits_of(blocks, slabs, tile, CHIPS[nearest(capability)])
+    size = prod(geometry.y_shape if contraction == "forward" else geometry.x_shape)
+    w_table, entries, counts = _tables(t, tile.depth)
+    pitch = -(-t.M // tile.rows) * tile.rows
+    side = -(-pitch // tiled.SIDE) * tiled.SIDE
+    pack = Launch(
+        tiled.make_pack, (numbers.compute,), ("w", "packed"),
+        np.array([t.M, side, len(w_table), *t.w_steps[:2], *w_table], np.int64),
+        p.G * side // tiled.SIDE * -(-len(w_table) // tiled.SIDE), PACK_THREADS,
+    )  # fmt: skip
+    source, out, image = ("x", "y", t.out_image) if contraction == "forward" else ("y", "x", t.out_image)
+    wide_out = all(
+        is_in_runs(phase.sizes, t.out_steps, image, numbers.run) and not phase.start % numbers.run for phase in t.phases
+    )
+    wide_source = (
+        is_pointwise(t.phases)
+        and set(t.stride) == {1}
+        and is_in_runs(t.source, t.source_steps, t.source_image, numbers.run)
+    )
+    wide_source = wide_source and all(phase.sizes == t.source for phase in t.phases)
+    constants = (
+        tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
+        wide_source, wide_out,
+    )  # fmt: skip
+    in_parts = splits > 1
+    header = _header(
+        t,
+        -(-t.M // tile.rows),
+        -(-columns // tile.columns),
+        splits,
+        side,
+        len(w_table),
+        has_bias and not in_parts,
+        size,
+    )
+    multiply = Launch(
+        tiled.make_sum, constants,
+        ("packed", source, "bias" if has_bias and not in_parts else "w", "partial" if in_parts else out),
+        np.concatenate([header, _phases(t, counts), entries]), blocks * splits,
+        tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
+    )  # fmt: skip
+    rooms = {"packed": (p.G * len(w_table) * side, None)}
+    if not in_parts:
+        return Plan((pack, multiply), rooms)
+    channels = t.M * p.G
+    plane = size // max(geometry.batch * channels, 1)
+    add_up = _add_up(numbers, splits, size, plane, channels, has_bias, out)
+    return Plan((pack, multiply, add_up), rooms | {"partial": (splits * size, None)})
+
+
+def grouped_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, shape=None):
+    """Forward or adjoint of small groups; `shape` is (run, threads) of a block."""
+    t = sum_of(geometry, contraction)
+    if not t.phases:
+        return Plan((), {})
+    p, columns = t.p, t.p.N * max(prod(phase.sizes) for phase in t.phases)
+    run, threads = shape or GROUPED
+    rows = 1 << (min(t.M, SMALL_GROUP) - 1).bit_length()
+    w_table, entries, counts = _tables(t, 1)
+    row_blocks, column_blocks = -(-t.M // rows), -(-columns // (threads * run))
+    source, out = ("x", "y") if contraction == "forward" else ("y", "x")
+    header = _header(t, row_blocks, column_blocks, 1, 0, len(w_table), has_bias, 0)
+    table = np.concatenate([header, _phases(t, counts), entries, np.array(t.w_steps[:2], np.int64), w_table])
+    launch = Launch(
+        grouped.make_grouped_sum, (numbers.compute, rows, run, _axes(t), threads),
+        (source, "w", "bias" if has_bias else "w", out), table, p.G * len(t.phases) * row_blocks * column_blocks,
+        threads, max(max(counts) * rows, 1) * np.dtype(numbers.compute).itemsize,
+    )  # fmt: skip
+    return Plan((launch,), {})
+
+
+def grouped_weight_plan(geometry, numbers, capability=(9, 0), shape=None):
+    """The weight gradient of small groups; `shape` is (run, threads) of a block."""
+    t = sum_of(geometry, "forward")
+    p, (phase,) = t.p, t.phases
+    run, threads = shape or GROUPED_WEIGHT
+    columns, steps = t.C * len(phase.taps), p.N * prod(p.y)
+    blocks = p.G * t.M * -(-columns // run)
+    places = CHIPS[nearest(capability)].processors * 2048 // threads
+    splits = max(1, min(places // blocks, steps // (8 * threads), MOST_SPLITS), -(-steps // 2**30))
+    _, entries, _ = _tables(t, 1)
+    size, itemsize = prod(geometry.w_shape), np.dtype(numbers.compute).itemsize
+    launch = Launch(
+        grouped.make_grouped_weight, (numbers.compute, run, _axes(t), threads),
+        ("x", "y", "partial" if splits > 1 else "w"),
+        np.concatenate([_weight_header(t, geometry, 0, 0, splits), entries, np.zeros(2 * run, np.int64)]),
+        blocks * splits, threads, run * threads * itemsize,
+    )  # fmt: skip
+    return _in_parts((launch,), numbers, splits, size)
+
+
+def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
+    """The weight gradient: multiply, and add up the parts where there are several."""
+    t = sum_of(geometry, "forward")
+    p, (phase,) = t.p, t.phases
+    columns, steps = t.C * len(phase.taps), p.N * prod(p.y)
+    tile = tile or best_tile(WEIGHT_TILES, capability, numbers.table, p.G, t.M, columns, steps)
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-columns // tile.columns)
+    blocks, slabs = p.G * row_blocks * column_blocks, -(-steps // tile.depth)
+    # a part has no more pixels than 32 bits can count
+    splits = max(splits_of(blocks, slabs, tile, CHIPS[nearest(capability)]), -(-steps // 2**30))
+    size = prod(geometry.w_shape)
+    _, entries, _ = _tables(t, 1)
+    header = _weight_header(t, geometry, row_blocks, column_blocks, splits)
+    in_parts = splits > 1
+    # blocks at the edge look up columns that are not there
+    beyond = np.zeros(2 * tile.columns, np.int64)
+    constants = (
+        tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
+        (in_parts or numbers.run > 1) and columns % (WIDE // np.dtype(numbers.compute).itemsize) == 0,
+    )  # fmt: skip
+    multiply = Launch(
+        tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
+        np.concatenate([header, entries, beyond]), blocks * splits,
+        tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
+    )  # fmt: skip
+    return _in_parts((multiply,), numbers, splits, size)
+
+
+def _in_parts(launches, numbers, parts, size):
+    """The plan of a weight gradient, with a second pass where it has several parts."""
+    if parts == 1:
+        return Plan(launches, {})
+    add_up = _add_up(numbers, parts, size, 1, 1, False, "w")._replace(arrays=("partial", "y", "w"))
+    return Plan((*launches, add_up), {"partial": (parts * size, None)})
+
+
+def _weight_header(t, geometry, row_blocks, column_blocks, splits):
+    numbers = [
+        row_blocks, column_blocks, splits,
+        t.M, t.C * len(t.phases[0].taps), t.p.N * prod(t.p.y), prod(geometry.w_shape),
+        t.out_image, t.M * t.out_steps[0], *t.out_steps,
+        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *_divisors(t.p.y), 0,
+    ]  # fmt: skip
+    assert len(numbers) == tiled.WEIGHT_HEADER
+    return np.array(numbers, np.int64)
+
+
+def _tables(t, depth):
+    """(each step's offset in the weights, entries of all steps, slabs of each phase), phases padded to whole slabs."""
+    offsets, entries, counts = [], [], []
+    for phase in t.phases:
+        number = np.array([tap for tap, _ in phase.taps], np.int64).reshape(-1)
+        moved = np.array([move for _, move in phase.taps], np.int64).reshape(-1, 3)
+        channel = np.arange(t.C, dtype=np.int64)[:, None]
+        where = (channel * t.source_steps[0] + moved @ np.array(t.source_steps[1:], np.int64)).reshape(-1)
+        counts.append(-(-len(where) // depth))
+        rest = counts[-1] * depth - len(where)
+        offsets += [(channel * t.w_steps[2] + number).reshape(-1), np.full(rest, tiled.NOWHERE, np.int64)]
+        rows = np.concatenate([where[:, None], np.tile(moved, (t.C, 1))], 1)
+        # no displacement brings a step that is not there inside
+        entries += [rows, np.tile(np.array([[0, *(tiled.AWAY,) * 3]], np.int64), (rest, 1))]
+    words = np.concatenate(entries).astype(np.int32).reshape(-1).view(np.int64)
+    return np.concatenate(offsets), words, counts
+
+
+def _axes(t):
+    """How many of the last axes can leave the source."""
+    for axis in range(3):
+        for phase in t.phases:
+            moves = [move[axis] for _, move in phase.taps]
+            last = (phase.sizes[axis] - 1) * t.stride[axis]
+            if moves and (min(moves) < 0 or last + max(moves) >= t.source[axis]):
+                return 3 - axis
+    return 0
+
+
+def _header(t, row_blocks, column_blocks, splits, pitch, steps, has_bias, size):
+    numbers = [
+        row_blocks, column_blocks, len(t.phases), splits, t.M, pitch, steps, t.p.N, int(has_bias),
+        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], t.out_image, t.M * t.out_steps[0], *t.out_steps,
+        size if splits > 1 else 0, *t.stride, *t.source, tiled.SUM_HEADER + len(t.phases) * tiled.PHASE,
+    ]  # fmt: skip
+    assert len(numbers) == tiled.SUM_HEADER
+    return np.array(numbers, np.int64)
+
+
+def _phases(t, counts):
+    rows, slab = [], 0
+    for phase, count in zip(t.phases, counts):
+        rows += [slab, count, phase.start, *_divisors(phase.sizes)]
+        slab += count
+    return np.array(rows, np.int64)
+
+
+def _divisors(sizes):
+    """Pixels of an image, a slice and a row, each as (number, multiplier, shift)."""
+    numbers = []
+    for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]):
+        bits = (size - 1).bit_length()
+        numbers += [size, -(-(2 ** (31 + bits)) // size), 31 + bits]
+    return numbers
+
+
+def _add_up(numbers, parts, size, plane, channels, has_bias, out):
+    table = np.array([parts, size, plane, channels, int(has_bias), 0], np.int64)
+    grid = min(-(-size // ADD_THREADS), 2**16)
+    return Launch(
+        tiled.make_add_up, (numbers.compute,), ("partial", "bias" if has_bias else "w", out), table, grid, ADD_THREADS
+    )

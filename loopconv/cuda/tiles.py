@@ -1,0 +1,98 @@
+"""Every block size of the tuned kernels, one table per compute capability."""
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """What of a device decides block sizes."""
+
+    processors: int  # streaming multiprocessors
+
+
+class Tile(NamedTuple):
+    """One way to cut a product into blocks.
+
+    `share` is the part of the multiprocessor's peak that full blocks are expected to reach: the share of multiply-adds
+    among the instructions of the inner loop, as the assembler made it (README.md), less what two blocks cannot hide.
+    """
+
+    kind: str
+    rows: int
+    columns: int
+    quads: tuple  # of rows, of columns, in each thread
+    depth: int  # steps of a slab
+    stages: int  # slabs in shared memory
+    resident: int  # blocks on one multiprocessor
+    share: float
+
+
+# 8.0: A100, 9.0: H100. Other devices take the entry of the nearest lower capability.
+CHIPS = {(8, 0): Chip(108), (9, 0): Chip(132)}
+
+# 128 x 128 needs 128 registers of 256 threads: two blocks fill the register file. The smaller ones are for results
+# that would leave multiprocessors without a block, and for few channels.
+_FLOAT32 = (
+    Tile("fma", 128, 128, (2, 2), 8, 4, 2, 0.80),
+    Tile("fma", 64, 128, (2, 2), 8, 4, 3, 0.76),
+    Tile("fma", 64, 64, (2, 1), 8, 4, 4, 0.60),
+    Tile("fma", 32, 128, (2, 1), 8, 4, 4, 0.58),
+    Tile("fma", 16, 128, (1, 1), 8, 4, 4, 0.40),
+)
+_FLOAT64 = (
+    Tile("fma", 64, 64, (2, 1), 8, 3, 3, 0.80),
+    Tile("fma", 16, 128, (1, 1), 8, 3, 3, 0.60),
+)
+_TF32 = (
+    Tile("tf32", 128, 128, (2, 4), 16, 2, 2, 0.5),
+    Tile("tf32", 64, 64, (1, 2), 16, 3, 4, 0.35),
+)
+# The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
+_WEIGHT32 = tuple(
+    tile._replace(depth=16, stages=2, resident=min(tile.resident, 3), share=tile.share * 0.9) for tile in _FLOAT32
+)
+# Numbers of 16 bits pass through registers on their way to shared memory, eight of each thread at a time here, and
+# 128 x 128 has none to spare.
+TILES = {
+    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _FLOAT32, "tf32": _TF32} for capability in CHIPS
+}
+WEIGHT_TILES = {
+    capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _WEIGHT32[1:], "tf32": _TF32}
+    for capability in CHIPS
+}
+
+# Of small groups: pixels, or columns, of each thread, and threads.
+GROUPED, GROUPED_WEIGHT = (4, 128), (8, 128)
+
+# A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
+SPLIT_SLABS = 16
+# Parts of one result: more cost more to add up than they bring.
+MOST_SPLITS = 256
+
+
+def nearest(capability):
+    """The capability of the tables that serves `capability`."""
+    return max((known for known in TILES if known <= tuple(capability)), default=min(TILES))
+
+
+def splits_of(blocks, slabs, tile, chip):
+    """Into how many sums to cut each result so that the chip is full, by the geometry and the chip alone."""
+    places = chip.processors * tile.resident
+    return max(1, min(places // max(blocks, 1), slabs // SPLIT_SLABS, MOST_SPLITS))
+
+
+def time_of(tile, groups, rows, columns, slabs, chip):
+    """Expected time, in multiply-adds of one multiprocessor at its peak."""
+    blocks = groups * -(-rows // tile.rows) * -(-columns // tile.columns)
+    splits = splits_of(blocks, slabs, tile, chip)
+    each = -(-blocks * splits // chip.processors)
+    # a block that has its multiprocessor to itself waits for what it fetched: taken for 0.6 of its speed
+    share = tile.share * (0.6 + 0.4 * min(each / tile.resident, 1))
+    return each * tile.rows * tile.columns * tile.depth * slabs / splits / share
+
+
+def best_tile(tiles, capability, name, groups, rows, columns, steps):
+    """The tile that is expected to be the fastest for a product of so many rows, columns and steps."""
+    known = nearest(capability)
+    return min(
+        tiles[known][name], key=lambda tile: time_of(tile, groups, rows, columns, -(-steps // tile.depth), CHIPS[known])
+    )

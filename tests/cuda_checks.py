@@ -1,0 +1,72 @@
+"""What the tests in the simulator and on a GPU share: arrays of a GPU, and the comparison with the reference."""
+
+import numpy as np
+from helpers import assert_within, magnitudes, random_array
+
+from loopconv import reference, registry
+from loopconv.cuda.foreign import DeviceArray, Other
+from loopconv.cuda.machine import machine
+from loopconv.cuda.stages import DTYPES
+
+RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
+# Half the distance of neighbouring numbers: what is stored in 16 bits is rounded once more than what is summed.
+ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8}
+# Both factors of a product are rounded to 10 bits after the first; 1 % is for the sums in float32.
+TF32 = 2 * 2**-11 * 1.01
+
+
+class OnGpu:
+    """Numbers in memory of a GPU, `offset` elements after where it begins."""
+
+    def __init__(self, numbers, dtype, offset=0):
+        self.shape, self.dtype = numbers.shape, dtype
+        stored = to_bits(numbers) if dtype == "bfloat16" else np.array(numbers, dtype)
+        self.memory = machine.Kept(0, stored.itemsize * (stored.size + offset))
+        self.skipped = stored.itemsize * offset
+        with machine.current(0):
+            machine.copy_in(self.memory.pointer, np.concatenate([stored.ravel()[:offset], stored.ravel()]), 0)
+
+    @property
+    def array(self):
+        first = getattr(self.memory.pointer, "ctypes", None)  # NumPy's, in the simulator
+        pointer = (first.data if first else self.memory.pointer) + self.skipped
+        return DeviceArray(Other, self, pointer, self.shape, self.dtype, 0, 0)
+
+    def numbers(self):
+        """In double precision."""
+        whole = np.empty(self.memory.nbytes, np.uint8)
+        with machine.current(0):
+            machine.copy_out(whole, self.memory.pointer, 0)
+        stored = whole[self.skipped :].view(DTYPES[self.dtype][0]).reshape(self.shape)
+        if self.dtype == "bfloat16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(float)
+
+
+def to_bits(numbers):
+    """bfloat16, rounded to the nearest, as uint16."""
+    bits = np.array(numbers, np.float32).view(np.uint32)
+    return np.where(np.isnan(numbers), 0x7FFF, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False, offset=0):
+    """Run one kernel on arrays of `dtype`, a key of DTYPES, that begin `offset` elements after an aligned address."""
+    shapes = {name: getattr(g, f"{name}_shape") for name in "xwy"}
+    if with_bias:
+        shapes["bias"] = (g.k if contraction == "forward" else g.c,)
+    drawn = {name: random_array(shape, "float64", seed) for seed, (name, shape) in enumerate(shapes.items())}
+    role = RESULT[contraction]
+    drawn[role].fill(np.nan)
+    given = {name: OnGpu(array, dtype, offset) for name, array in drawn.items()}
+    before = {name: array.numbers() for name, array in given.items()}
+    expected, size = {n: a.copy() for n, a in before.items()}, magnitudes(before)
+    for arrays in (expected, size):
+        getattr(reference, contraction)(g, **arrays)
+    run = registry.select(contraction, "cuda", g, dtype, algorithm, precision)
+    run(g, **{name: array.array for name, array in given.items()})
+    allowed = TF32 if precision == "tf32" else registry.tolerance(g, contraction, DTYPES[dtype][1])
+    allowed = allowed * size[role] + ROUNDING.get(dtype, 0) * np.abs(expected[role])
+    message = f"{contraction} {algorithm} {precision} {dtype} {offset}"
+    assert_within(given[role].numbers(), expected[role], allowed, message)
+    for name in set(given) - {role}:
+        assert given[name].numbers().tobytes() == before[name].tobytes(), f"{message}: {name} was changed"

@@ -1,0 +1,300 @@
+"""Tests of the tuned kernels in Numba's simulator, which test_cuda_tiled.py runs in a process of their own.
+
+NUMBA_ENABLE_CUDASIM=1 pytest tests/cuda_tiled_in_simulator.py
+"""
+
+import numpy as np
+import pytest
+from helpers import assert_within, magnitudes, random_array
+
+from loopconv import geometry, reference, registry
+from loopconv.cases import CASES
+from loopconv.cuda import intrinsics, plans, tiled
+from loopconv.cuda.plans import Numbers
+from loopconv.cuda.stages import DTYPES
+from loopconv.cuda.tiles import Tile
+
+RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
+BY_NAME = {case.name: case.geometry for case in CASES}
+# A simulated thread takes 0.1 ms a slab, so blocks are single warps, and the rest of the table is for the small groups.
+SMALL = [name for name, g in BY_NAME.items() if 0 < g.macs < 2_500 and g.groups < 3]
+LEAST = Tile("fma", 16, 32, (1, 1), 4, 3, 1, 1.0)
+CONTRACTIONS = registry.CONTRACTIONS
+FLOAT32 = Numbers("float32")
+# TF32 keeps 10 bits of 23, of both factors.
+EPS = {"tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def plan_of(contraction, g, numbers, tile, has_bias=False):
+    if contraction == "weight":
+        return plans.weight_plan(g, numbers, tile=tile)
+    return plans.sum_plan(g, contraction, numbers, has_bias=has_bias, tile=tile)
+
+
+def grouped_plan_of(contraction, g, numbers, has_bias=False, shape=(2, 16)):
+    if contraction == "weight":
+        return plans.grouped_weight_plan(g, numbers, shape=shape)
+    return plans.grouped_sum_plan(g, contraction, numbers, has_bias=has_bias, shape=shape)
+
+
+def check(contraction, g, plan, numbers=FLOAT32, bias=None):
+    """Run a plan on NaN-poisoned results and rooms, and compare with the reference."""
+    summed = DTYPES[numbers.storage][1]
+    role = RESULT[contraction]
+    arrays = {name: rounded(random_array(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
+              for seed, name in enumerate("xwy")}  # fmt: skip
+    added = {} if bias is None else {"bias": rounded(bias, numbers.storage)}
+    expected, size = dict(arrays), magnitudes(arrays)
+    for given, more in ((expected, added), (size, magnitudes(added))):
+        given[role] = np.zeros_like(given[role])
+        getattr(reference, contraction)(g, **given, **more)
+    memory = {name: bits(array, numbers.storage) for name, array in (arrays | added).items()}
+    memory[role] = bits(np.full_like(arrays[role], np.nan), numbers.storage)
+    flat = {name: array.reshape(-1) for name, array in memory.items()}
+    for name, (count, dtype) in plan.rooms.items():
+        flat[name] = np.full(count, np.nan, dtype or summed)
+    run(plan, flat)
+    error = registry.tolerance(g, contraction, summed) * size[role]
+    if numbers.precision:
+        error = error + 2 * EPS["tf32"] * size[role]
+    error = error + EPS.get(numbers.storage, 0) * np.abs(expected[role])
+    assert_within(values(memory[role]), expected[role], error, f"{contraction} of {g} in {numbers}")
+    return memory[role]
+
+
+def run(plan, flat):
+    from numba import cuda
+
+    for launch in plan.launches:
+        assert launch.numbers.dtype == np.int64
+        kernel = cuda.jit(launch.make(*launch.constants))
+        kernel[launch.grid, launch.block, 0, launch.shared](*(flat[name] for name in launch.arrays), launch.numbers)
+
+
+def bits(array, dtype):
+    """`array` as it lies in memory."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    whole = np.float32(array).view(np.uint32)
+    return np.where(np.isnan(array), 0x7FFF, (whole + 0x7FFF + (whole >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def values(memory):
+    """What lies in memory, in double precision."""
+    return ((memory.astype(np.uint32) << 16).view(np.float32) if memory.dtype == np.uint16 else memory).astype(float)
+
+
+def rounded(array, dtype):
+    return values(bits(array, dtype))
+
+
+def bias_of(contraction, g):
+    return None if contraction == "weight" else random_array((g.k if contraction == "forward" else g.c,), "float64", 3)
+
+
+# --------------------------------------------------------------------------------------- the kernels
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tiles_on_the_cases(name):
+    g = BY_NAME[name]
+    for contraction in CONTRACTIONS:
+        bias = bias_of(contraction, g)
+        if bias is None or bias.size:
+            check(contraction, g, plan_of(contraction, g, Numbers("float32"), LEAST, bias is not None), bias=bias)
+
+
+@pytest.mark.parametrize("name", ["depthwise-multiplier", "t-groups", "3d-all", "t-1d", "crop"])
+def test_small_groups_on_the_cases(name):
+    g = BY_NAME[name]
+    for contraction in CONTRACTIONS:
+        bias = bias_of(contraction, g)
+        plan = grouped_plan_of(contraction, g, Numbers("float32"), bias is not None)
+        check(contraction, g, plan, bias=bias)
+
+
+# Sizes around the tile of 16 result channels, 32 pixels and 4 steps, and primes; then images of 4 and of 13 x 5 pixels.
+EDGES = [
+    ((1, c, n), (k, c, 1), {})
+    for c, k, n in ((3, 15, 31), (4, 16, 32), (5, 17, 33), (1, 1, 1), (7, 37, 3), (9, 16, 37))
+] + [
+    ((3, 5, 2, 2), (18, 5, 1, 1), {}),
+    ((2, 3, 13, 5), (5, 3, 3, 2), {"stride": (3, 1), "padding": ((0, 2), (1, 0)), "dilation": (2, 1)}),
+    ((1, 4, 4, 4), (34, 2, 3, 2), {"padding": 1, "groups": 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "settings"), EDGES)
+def test_edges_of_tiles(x_shape, w_shape, settings):
+    g = geometry.conv(x_shape, w_shape, **settings)
+    for contraction in CONTRACTIONS:
+        check(contraction, g, plan_of(contraction, g, Numbers("float32"), LEAST))
+
+
+LAYER = geometry.conv((1, 3, 5, 4), (18, 3, 3, 2), padding=1, stride=(2, 1))
+TWO_CHANNELS = geometry.conv((1, 2, 4, 3), (4, 1, 2, 2), groups=2)
+POINTWISE = geometry.conv((2, 5, 4, 4), (20, 5, 1, 1))
+TWO_WARPS = Tile("fma", 32, 64, (2, 1), 8, 4, 1, 1.0)
+WHOLE = Tile("fma", 128, 128, (2, 2), 8, 4, 2, 1.0)
+TENSOR = Tile("tf32", 32, 32, (1, 2), 8, 2, 1, 1.0)
+
+
+@pytest.mark.parametrize("storage", ["float64", "float16", "bfloat16"])
+def test_dtypes(storage):
+    numbers = Numbers(storage)
+    for g in (LAYER, POINTWISE):
+        for contraction in CONTRACTIONS:
+            check(contraction, g, plan_of(contraction, g, numbers, LEAST), numbers)
+    for contraction in CONTRACTIONS:
+        check(contraction, TWO_CHANNELS, grouped_plan_of(contraction, TWO_CHANNELS, numbers), numbers)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+@pytest.mark.parametrize("tile", [TWO_WARPS, TENSOR, TENSOR._replace(rows=64, columns=64, depth=16)])
+def test_tiles_of_both_kinds(tile, contraction):
+    numbers = Numbers("float32", "tf32" if tile.kind == "tf32" else None)
+    g = geometry.conv((2, 3, 5, 4), (34, 3, 3, 2), padding=1)
+    check(contraction, g, plan_of(contraction, g, numbers, tile), numbers)
+
+
+def test_a_tile_as_it_is_on_the_device():
+    g = geometry.conv((1, 3, 4, 32), (129, 3, 1, 3), padding=(0, 1))
+    check("forward", g, plan_of("forward", g, Numbers("float32"), WHOLE))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_runs_of_sixteen_bytes_are_for_aligned_arrays(aligned):
+    numbers = Numbers("float32", aligned=aligned)
+    for contraction in ("forward", "adjoint"):
+        plan = plan_of(contraction, POINTWISE, numbers, LEAST)
+        *_, wide_source, wide_out = plan.launches[1].constants
+        assert wide_source == wide_out == aligned
+        check(contraction, POINTWISE, plan, numbers)
+    odd = geometry.conv((2, 5, 3, 5), (20, 5, 1, 1))
+    assert plan_of("forward", odd, numbers, LEAST).launches[1].constants[-2:] == (False, False)
+
+
+def test_parts_are_added_in_order():
+    g = geometry.conv((1, 130, 2, 2), (3, 130, 1, 1))
+    pixels = geometry.conv((2, 2, 8, 9), (3, 2, 1, 1))
+    for contraction, of, bias in (("forward", g, bias_of("forward", g)), ("weight", pixels, None)):
+        plan = plan_of(contraction, of, Numbers("float32"), LEAST, bias is not None)
+        assert plan.launches[-1].make is tiled.make_add_up
+        first = check(contraction, of, plan, bias=bias)
+        assert np.array_equal(first, check(contraction, of, plan, bias=bias))
+    depthwise = geometry.conv((4, 2, 8, 9), (2, 1, 1, 2), groups=2)
+    plan = grouped_plan_of("weight", depthwise, Numbers("float32"))
+    assert plan.launches[-1].make is tiled.make_add_up
+    check("weight", depthwise, plan)
+
+
+def test_what_is_past_two_billion_elements_has_64_bits():
+    g = geometry.conv((2**12, 64, 128, 128), (64, 64, 3, 3), padding=1)
+    assert plans.is_in_reach(g)
+    assert not plans.is_in_reach(geometry.conv((1, 2**9, 2**11, 2**11), (2, 2**9, 1, 1)))
+    for contraction in ("forward", "adjoint"):
+        numbers = plan_of(contraction, g, Numbers("float32"), WHOLE).launches[1].numbers
+        assert numbers[tiled.SOURCE_IMAGE] * (2**12 - 1) > 2**31
+    launch = plan_of("weight", g, Numbers("float32"), WHOLE).launches[0]
+    assert launch.grid < 2**31
+    assert launch.numbers[tiled.W_STEPS] / launch.numbers[tiled.W_SPLITS] < 2**30
+
+
+def test_nan_reaches_only_the_sums_it_is_in():
+    g = geometry.conv((1, 2, 5, 5), (3, 2, 3, 3), padding=1)
+    arrays = {name: random_array(getattr(g, f"{name}_shape"), "float32", 5) for name in "xwy"}
+    arrays["x"][0, 1, 0, 0], arrays["y"][...] = np.nan, 7
+    plan = plan_of("forward", g, Numbers("float32"), LEAST)
+    rooms = {name: np.full(count, np.nan, "float32") for name, (count, _) in plan.rooms.items()}
+    run(plan, {name: array.reshape(-1) for name, array in arrays.items()} | rooms)
+    hit = np.zeros((5, 5), bool)
+    hit[:2, :2] = True
+    assert np.array_equal(np.isnan(arrays["y"][0]), np.broadcast_to(hit, (3, 5, 5)))
+
+
+# ------------------------------------------------------------------------------------------- intrinsics
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 7), (1, 1, 2**30 - 35), (2, 3, 100_003)])
+def test_division_by_multiplication(sizes):
+    plan = np.array(plans._divisors(sizes), np.int64)
+    image, (_, rows, row) = int(np.prod(sizes)), sizes
+    for i in {0, 1, row - 1, row, image - 1, image, image + 1, 2**31 - 1, 2**31 - 2, *range(97, 2**31, 2**31 // 50)}:
+        n, rest = divmod(i, image)
+        z, rest = divmod(rest, rows * row)
+        assert intrinsics.pixel(i, plan, 0) == (n, z, *divmod(rest, row))
+
+
+def mma(a, b, c):
+    """mma.sync.m16n8k8 of the registers a, b and c of 32 lanes, by the layout in the PTX manual."""
+    A, B, C = np.zeros((16, 8)), np.zeros((8, 8)), np.zeros((16, 8))
+    spots = [(lane // 4, lane % 4) for lane in range(32)]
+    for lane, (group, member) in enumerate(spots):
+        for i in range(4):
+            A[group + 8 * (i % 2), member + 4 * (i // 2)] = a[lane][i]
+            C[group + 8 * (i // 2), 2 * member + i % 2] = c[lane][i]
+        for i in range(2):
+            B[member + 4 * i, group] = b[lane][i]
+    C += A @ B
+    return [[C[group + 8 * (i // 2), 2 * member + i % 2] for i in range(4)] for group, member in spots]
+
+
+@pytest.mark.parametrize("quads", [(1, 2), (2, 4)])
+def test_fragments_of_tensor_cores(quads):
+    """Lanes that load as the kernel does, and multiply as the hardware does, hold the product's numbers."""
+    rows, columns = intrinsics.warp_tile("tf32", *quads)
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-9, 9, (8, rows)), rng.integers(-9, 9, (8, columns))
+    product = a.T @ b
+    place = intrinsics.make_tile("tf32", "float32", (rows, columns), *quads, 8, rows, columns)[0]
+    shared_a, shared_b = a.reshape(-1), b.reshape(-1)
+    loaded, where = [], []
+    for lane in range(32):
+        _, row, column, a_at, b_at = place(lane)
+        left = [
+            [shared_a[a_at + half * 4 * rows + 32 * (m // 4) + m % 4] for m in range(4 * quads[0])] for half in (0, 1)
+        ]
+        right = [
+            [shared_b[b_at + half * 4 * columns + 32 * (j // 4) + j % 4] for j in range(2 * quads[1])]
+            for half in (0, 1)
+        ]
+        loaded.append((left, right))
+        where.append((row, column))
+    tile = np.zeros((32, 4 * quads[0], 4 * quads[1]))
+    for of_a, of_b, of_c in intrinsics.fragments(*quads):
+        results = mma(
+            [[left[h][m] for h, m in of_a] for left, _ in loaded],
+            [[right[h][j] for h, j in of_b] for _, right in loaded],
+            [[tile[lane][m, j] for m, j in of_c] for lane in range(32)],
+        )
+        for lane in range(32):
+            for (m, j), value in zip(of_c, results[lane]):
+                tile[lane][m, j] = value
+    seen = np.zeros_like(product)
+    for lane, (row, column) in enumerate(where):
+        for m, j in np.ndindex(*tile.shape[1:]):
+            at = row + 32 * (m // 4) + m % 4, column + 32 * (j // 8) + j % 8
+            assert tile[lane][m, j] == product[at]
+            seen[at] += 1
+    assert (seen == 1).all()
+
+
+def test_rounding_to_tf32():
+    given = np.array([0, 1, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+    right = np.array([0, 1, 1 + 2**-10, 1, -1 - 2**-10, np.inf, -np.inf, np.nan, np.nan], np.float32)
+    assert np.array_equal(intrinsics._rounded(given), right, equal_nan=True)
+    assert np.isnan(
+        intrinsics._rounded(np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32))[:2]
+    ).all()
+
+
+@pytest.mark.parametrize("kind", ["fma", "tf32"])
+def test_no_two_lanes_meet_in_a_bank(kind):
+    """What 8 lanes load from shared memory at a time lies in 32 different banks, or is the same."""
+    quads, tile = ((2, 2), (128, 128)) if kind == "fma" else ((2, 4), (128, 128))
+    pad = tiled.tile_pad(kind)
+    place = intrinsics.make_tile(kind, "float32", tile, *quads, 8, tile[0] + pad, tile[1] + pad)[0]
+    for quarter in range(0, 32, 8):
+        for operand in (3, 4):
+            starts = {place(t)[operand] for t in range(quarter, quarter + 8)}
+            assert len({(start + i) % 32 for start in starts for i in range(4)}) == 4 * len(starts)
