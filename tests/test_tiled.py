@@ -547,7 +547,7 @@ def test_which_algorithm(processor, dtype, monkeypatch):
             sizes = sizes[1:] if kernel.startswith("winograd") else sizes
             assert sizes[0] == lanes, (name, contraction)
             if kernel.startswith(("direct", "winograd")):
-                assert tuple(sizes[1:3]) in tiles.TILES[registers], (name, contraction)
+                assert tuple(sizes[-2:]) in tiles.TILES[registers], (name, contraction)
             if contraction != "weight":
                 preferred = driver.preferred(contraction, g, dtype)
                 assert kernel.startswith(KERNELS[preferred]), (name, contraction)
@@ -568,6 +568,16 @@ def test_taps_of_phases_without_pixels(force):
     ):
         check("adjoint", g, FLOAT32)
         check("adjoint", g, FLOAT64)
+
+
+def test_a_phase_that_begins_past_the_only_pixel():
+    """Of stride 2 and a cropped pixel: the buffer is one zero, and as large as the image."""
+    for g in (
+        geometry.conv((2, 1, 1), (1, 1, 1), stride=2, padding=((-1, 1),)),
+        geometry.conv((3, 2, 4, 1), (5, 2, 1, 1), stride=(1, 2), padding=((0, 0), (-1, 1))),
+    ):
+        for contraction in registry.CONTRACTIONS:
+            check(contraction, g, FLOAT32)
 
 
 def test_what_is_read_in_place():

@@ -205,7 +205,8 @@ def fan(layout):
 def is_in_place(layout, sizes, steps):
     """Whether the source array can be read as it is: one plane without gaps, so that no tap meets padding."""
     is_dense = layout.pitches == layout.lengths == sizes and steps[1:3] == (sizes[1] * sizes[2], sizes[2])
-    return len(layout.source) == 1 and layout.plane == prod(sizes) and is_dense
+    is_whole = len(layout.source) == 1 and not layout.source[0, :3].any()  # a phase may begin past a single pixel
+    return is_dense and is_whole and layout.plane == prod(sizes)
 
 
 def _plane(axes):
