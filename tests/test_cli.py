@@ -290,3 +290,11 @@ def test_demo_curvature_is_the_largest_eigenvalue_of_the_hessian():
 def test_tables_line_up():
     lines = cli.table(("a", "number"), [("long name", "1"), ("b", "22")], "<>").splitlines()
     assert lines == ["a          number", "long name       1", "b              22"]
+
+
+def test_a_reader_who_has_seen_enough():
+    command = [sys.executable, "-m", "loopconv", "explain", "--input", "9x9", "--kernel", "3x3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
