@@ -240,15 +240,9 @@ def conv_input_grad(
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.y_shape, batched)
     return _contract(
-        g,
-        _CONV,
-        {"grad": grad, "w": w},
-        batched=batched,
-        out=out,
-        backend=backend,
-        algorithm=algorithm,
+        g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm,
         precision=precision,
-    )
+    )  # fmt: skip
 
 
 def conv_weight_grad(
@@ -300,15 +294,9 @@ def conv_weight_grad(
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.y_shape, batched)
     return _contract(
-        g,
-        _CONV,
-        {"grad": grad, "x": x},
-        batched=batched,
-        out=out,
-        backend=backend,
-        algorithm=algorithm,
+        g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm,
         precision=precision,
-    )
+    )  # fmt: skip
 
 
 def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:

@@ -246,7 +246,7 @@ def test_fragments_of_tensor_cores(quads):
     rng = np.random.default_rng(0)
     a, b = rng.integers(-9, 9, (8, rows)), rng.integers(-9, 9, (8, columns))
     product = a.T @ b
-    place = intrinsics.make_tile("tf32", "float32", (rows, columns), *quads, 8, rows, columns)[0]
+    place = intrinsics.make_tile("tf32", "float32", (rows, columns), *quads, 8, rows, columns, False)[0]
     shared_a, shared_b = a.reshape(-1), b.reshape(-1)
     loaded, where = [], []
     for lane in range(32):
@@ -293,7 +293,7 @@ def test_no_two_lanes_meet_in_a_bank(kind):
     """What 8 lanes load from shared memory at a time lies in 32 different banks, or is the same."""
     quads, tile = ((2, 2), (128, 128)) if kind == "fma" else ((2, 4), (128, 128))
     pad = tiled.tile_pad(kind)
-    place = intrinsics.make_tile(kind, "float32", tile, *quads, 8, tile[0] + pad, tile[1] + pad)[0]
+    place = intrinsics.make_tile(kind, "float32", tile, *quads, 8, tile[0] + pad, tile[1] + pad, False)[0]
     for quarter in range(0, 32, 8):
         for operand in (3, 4):
             starts = {place(t)[operand] for t in range(quarter, quarter + 8)}

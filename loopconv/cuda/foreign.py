@@ -65,6 +65,15 @@ def recognised(name, value):
     return array
 
 
+def _dense(name, value, is_dense, copy):
+    """The array, or a copy without gaps; `out` cannot be one."""
+    if is_dense:
+        return value
+    if name == "out":
+        _refuse_gaps(name, "leave it out, and copy the result")
+    return copy()
+
+
 def _refuse_gaps(name, remedy):
     raise ValueError(f"{name} must be contiguous (C order) on a GPU, got an array with other strides; {remedy}")
 
@@ -82,10 +91,7 @@ class Torch:
                 f"{name} must not require a gradient, which loopconv does not record, got a tensor that does; "
                 f"pass {name}.detach()"
             )
-        if not value.is_contiguous():
-            if name == "out":
-                _refuse_gaps(name, "leave it out, and copy the result")
-            value = value.contiguous()
+        value = _dense(name, value, value.is_contiguous(), value.contiguous)
         device = value.get_device()
         stream = torch.cuda.current_stream(device).cuda_stream
         dtype = str(value.dtype).removeprefix("torch.")
@@ -109,10 +115,7 @@ class CuPy:
         cupy = sys.modules["cupy"]
         if not isinstance(value, cupy.ndarray):
             return None
-        if not value.flags.c_contiguous:
-            if name == "out":
-                _refuse_gaps(name, "leave it out, and copy the result")
-            value = cupy.ascontiguousarray(value)
+        value = _dense(name, value, value.flags.c_contiguous, lambda: cupy.ascontiguousarray(value))
         stream = cupy.cuda.get_current_stream().ptr
         return DeviceArray(CuPy, value, value.data.ptr, value.shape, value.dtype.name, value.device.id, stream)
 

@@ -188,8 +188,8 @@ def warp_tile(kind, row_quads, column_quads):
     return (16 * row_quads, 32 * column_quads) if kind == "fma" else (32 * row_quads, 16 * column_quads)
 
 
-def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch):
-    """(place, begin, multiply, finish, finish_wide) for a block's `tile` of (rows, columns).
+def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch, wide):
+    """(place, begin, multiply, finish) for a block's `tile` of (rows, columns).
 
     place(t)
         (lane, first row, first column, where its operands a and b begin) of thread t; 32-bit.
@@ -201,18 +201,23 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
         lane into account.
     finish(tile, out, base, step, rows, positions, first)
         out[base + m * step + positions[first + j]] = tile[m, j], where the row exists and the position is not negative.
-        finish_wide is the same where the positions of quads are neighbours and aligned.
+        With `wide`, the positions of quads are neighbours and aligned.
     """
     spacing = 16 if kind == "fma" else 32
     rows = [spacing * (m // QUAD) + m % QUAD for m in range(QUAD * row_quads)]
-    if kind == "fma":
-        columns = [32 * (j // QUAD) + j % QUAD for j in range(QUAD * column_quads)]
-    else:
-        columns = [32 * (j // 8) + j % 8 for j in range(QUAD * column_quads)]
-    shape = len(rows), len(columns)
+    together = QUAD if kind == "fma" else 8
+    columns = [32 * (j // together) + j % together for j in range(QUAD * column_quads)]
+    return (
+        make_place(kind, tile, warp_tile(kind, row_quads, column_quads), a_pitch, b_pitch),
+        make_begin(dtype, rows, len(columns)),
+        make_multiply(kind, (rows, a_pitch, row_quads), (columns, b_pitch, column_quads), depth),
+        make_finish(rows, columns, wide),
+    )
 
-    warps_down = tile[0] // warp_tile(kind, row_quads, column_quads)[0]
-    warp_rows, warp_columns = warp_tile(kind, row_quads, column_quads)
+
+def make_place(kind, tile, of_warp, a_pitch, b_pitch):
+    warp_rows, warp_columns = of_warp
+    warps_down = tile[0] // warp_rows
 
     def where(t):
         lane, warp = t & 31, t >> 5
@@ -232,9 +237,13 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
 
         return signature, codegen
 
+    return place
+
+
+def make_begin(dtype, rows, columns):
     def begin_twin(bias, first, count, given):
         start = [load(bias, first + m) if given and m < count else 0 for m in rows]
-        return np.repeat(np.array(start, dtype)[:, None], shape[1], 1)
+        return np.repeat(np.array(start, dtype)[:, None], columns, 1)
 
     @paired(begin_twin)
     def begin(typing, bias, first, count, given):
@@ -245,11 +254,17 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
                 ok = builder.and_(given, builder.icmp_signed("<", I64(m), count))
                 at = builder.select(ok, builder.add(first, I64(m)), I64(0))
                 value = builder.select(ok, _read(builder, pointer, at, bias.dtype), zero)
-                parts += [value] * shape[1]
+                parts += [value] * columns
             return context.make_tuple(builder, signature.return_type, parts)
 
-        tile = types.UniTuple(getattr(types, dtype), shape[0] * shape[1])
+        tile = types.UniTuple(getattr(types, dtype), len(rows) * columns)
         return tile(bias, types.int64, types.int64, types.boolean), codegen
+
+    return begin
+
+
+def make_multiply(kind, of_a, of_b, depth):
+    (rows, a_pitch, row_quads), (columns, b_pitch, column_quads) = of_a, of_b
 
     def fma_twin(tile, shared, a, b, lane):
         for d in range(depth):
@@ -286,32 +301,33 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
 
         return tile(tile, shared, types.int32, types.int32, types.int64), codegen
 
+    return multiply
+
+
+def make_finish(rows, columns, wide):
     def finish_twin(tile, out, base, step, count, positions, first):
-        for m, j in np.ndindex(*shape):
+        for m, j in np.ndindex(len(rows), len(columns)):
             if rows[m] < count and positions[first + columns[j]] >= 0:
                 store(out, base + rows[m] * step + positions[first + columns[j]], tile[m, j])
 
-    def make_finish(wide):
-        @paired(finish_twin)
-        def finish(typing, tile, out, base, step, count, positions, first):
-            def codegen(context, builder, signature, values):
-                parts, (pointer, base, step, count) = cgutils.unpack_tuple(builder, values[0]), values[1:5]
-                data = _address(builder, _data(context, builder, positions, values[5]), values[6], I64, I64, SHARED)
-                width = WIDE * 8 // tile.dtype.bitwidth if wide else 1
-                for m, row in enumerate(rows):
-                    with builder.if_then(builder.icmp_signed("<", I64(row), count)):
-                        start = builder.add(base, builder.mul(step, I64(row)))
-                        for j in range(0, shape[1], width):
-                            at = builder.load(builder.gep(data, [I64(columns[j])]))
-                            with builder.if_then(builder.icmp_signed(">=", at, I64(0))):
-                                some = parts[m * shape[1] + j :][:width]
-                                _write(builder, pointer, builder.add(start, at), some if wide else some[0], out.dtype)
+    @paired(finish_twin)
+    def finish(typing, tile, out, base, step, count, positions, first):
+        def codegen(context, builder, signature, values):
+            parts, (pointer, base, step, count) = cgutils.unpack_tuple(builder, values[0]), values[1:5]
+            data = _address(builder, _data(context, builder, positions, values[5]), values[6], I64, I64, SHARED)
+            width = WIDE * 8 // tile.dtype.bitwidth if wide else 1
+            for m, row in enumerate(rows):
+                with builder.if_then(builder.icmp_signed("<", I64(row), count)):
+                    start = builder.add(base, builder.mul(step, I64(row)))
+                    for j in range(0, len(columns), width):
+                        at = builder.load(builder.gep(data, [I64(columns[j])]))
+                        with builder.if_then(builder.icmp_signed(">=", at, I64(0))):
+                            some = parts[m * len(columns) + j :][:width]
+                            _write(builder, pointer, builder.add(start, at), some if wide else some[0], out.dtype)
 
-            return types.void(tile, out, types.int64, types.int64, types.int64, positions, types.int64), codegen
+        return types.void(tile, out, types.int64, types.int64, types.int64, positions, types.int64), codegen
 
-        return finish
-
-    return place, begin, multiply, make_finish(False), make_finish(True)
+    return finish
 
 
 def _rounded(values):

@@ -73,10 +73,12 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     # threads that have something to fetch, 0 where all have
     a_threads, b_threads = (n % threads for n in (a_every * a_across, b_every * b_across))
     positions_at = stages * stage * size // 8
-    place, begin, multiply, finish, finish_wide = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch)
+    place, begin, multiply, finish = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
     arrived = make_arrived(stages - 2)
     element = getattr(types, dtype)
 
+    # Over 100 lines with the constants above: from the first fetch to the last, all of it shares one set of registers
+    # and these constants, and parts of it would pass a dozen numbers to each other.
     def sum_kernel(packed, source, bias, out, plan):
         shared = cuda.shared.array(0, element)
         positions = cuda.shared.array(0, types.int64)
@@ -131,9 +133,8 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
             positions[positions_at + columns] = base + first_row * plan[OUT_ROW]
             positions[positions_at + columns + 1] = plan[ROWS] - first_row
 
-        slab_at = np.int32(
-            0
-        )  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        slab_at = np.int32(0)
         slabs = np.int32(slabs)
         for step in range(slabs + np.int32(stages - 1)):
             # this slab's fetches have arrived, and all are done with the one whose place is taken next
@@ -169,10 +170,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
         lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
         base = positions[positions_at + columns] + row * plan[OUT_ROW]
         row_count = positions[positions_at + columns + 1] - row
-        if wide_out:
-            finish_wide(total, out, base, plan[OUT_ROW], row_count, positions, positions_at + column)
-        else:
-            finish(total, out, base, plan[OUT_ROW], row_count, positions, positions_at + column)
+        finish(total, out, base, plan[OUT_ROW], row_count, positions, positions_at + column)
 
     return sum_kernel
 
@@ -206,7 +204,7 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
     across = threads // depth  # rows, and columns, that the threads fetch at once: each thread one pixel
     a_turns, b_turns = rows // across, columns // across
     positions_at = stages * stage * np.dtype(dtype).itemsize // 8
-    place, begin, multiply, finish, finish_wide = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch)
+    place, begin, multiply, finish = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
     arrived = make_arrived(stages - 2)
     element = getattr(types, dtype)
 
@@ -249,9 +247,8 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
             positions[positions_at + columns] = base
             positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
 
-        slab_at = np.int32(
-            0
-        )  # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
+        slab_at = np.int32(0)
         for turn in range(slabs + np.int32(stages - 1)):
             arrived()
             cuda.syncthreads()
@@ -284,10 +281,7 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
         lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
         base = positions[positions_at + columns] + row * plan[W_COLUMNS]
         row_count = positions[positions_at + columns + 1] - row
-        if wide_out:
-            finish_wide(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
-        else:
-            finish(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
+        finish(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
 
     return weight_kernel
 
