@@ -32,7 +32,7 @@ from loopconv.tiled.tiles import (
     winograd_tile,
 )
 from loopconv.tiled.weight import make_add_up, make_weight
-from loopconv.tiled.winograd import make_transform_weights, make_winograd
+from loopconv.tiled.winograd import make_transform_inputs, make_transform_weights, make_winograd
 
 # Moving one element into a buffer is taken for so many multiply-adds; an estimate.
 MOVE_MACS = 8
@@ -197,11 +197,19 @@ def winograd_plan(t, m):
         compiled(make_transform_weights, m, rows), ("packed", "u"), np.array([t.C, T, *steps], np.int64), p.G * blocks,
         MOVE_MACS * transformed,
     )  # fmt: skip
+    inputs, results = size * T * t.C * most, size * group * rows * most
+    stages = (pack,)
+    if shares > 1:
+        kernel = compiled(make_transform_inputs, m, n, cols)
+        stages += (
+            Stage(kernel, ("buffer", "v"), np.array(numbers, np.int64), units * T * t.C, MOVE_MACS * units * inputs),
+        )
+        rooms = rooms | {"v": units * inputs}
     call = Stage(
-        compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias"), np.array(numbers, np.int64),
-        units * shares, t.geometry.macs, size * (T * t.C + group * rows) * most + 2 * n,
+        compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer"),
+        np.array(numbers, np.int64), units * shares, t.geometry.macs, results + (0 if shares > 1 else inputs) + n,
     )  # fmt: skip
-    return Plan((*_test_finite(t), weights, transform), (pack, call), packed | {"u": transformed}, rooms)
+    return Plan((*_test_finite(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
 
 
 def depthwise_plan(t):

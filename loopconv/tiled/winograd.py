@@ -4,6 +4,8 @@ Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.
 of the direct sum's size, but relative to its 2x2 pixels together, not to each; with m = 4 it is about ten times that.
 """
 
+from numba.extending import register_jitable
+
 from loopconv.tiled.simd import (
     tile_add,
     tile_load,
@@ -41,9 +43,57 @@ def make_transform_weights(m, rows):
     return transform_weights
 
 
+def make_inputs(m, lanes, cols):
+    """The transform of a part's inputs: m x m tiles of pixels lie side by side in the lanes."""
+    width, side = cols * lanes, m + 2
+
+    @register_jitable
+    def inputs(buffer, plan, image, z, part, first, last, v, begin):
+        """Write first .. last-1 of the T * C slices of channels to v[begin:] (size, T, C, tiles of the part).
+
+        Returns the part's first tile and the one past its last.
+        """
+        C, P, Q, channel, slice_, row, offset = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9]
+        parts, most, T, step_t = plan[13], plan[15], plan[16], plan[17]
+        across = (Q + m - 1) // m
+        tiles = (P + m - 1) // m * across
+        runs = (tiles + width - 1) // width
+        start, stop = runs * part // parts * width, min(tiles, runs * (part + 1) // parts * width)
+        for tc in range(first, last):
+            at = (image * C + tc % C) * channel + offset + z * slice_ + tc // C * step_t
+            tile = start
+            while tile < stop:
+                i, j = tile // across, tile % across
+                d = tile_load_every(buffer, at + m * i * row + m * j, row, m, lanes, side, side)
+                d = tile_transform(d, m, "input")
+                tile_store(d, v, begin + tc * most + tile - start, side * T * C * most, T * C * most)
+                tile += min(lanes, across - j, stop - tile)
+        return start, stop
+
+    return inputs
+
+
+def make_transform_inputs(m, lanes, cols):
+    """The inputs of all units at once, where several shares of the result channels need them."""
+    inputs = make_inputs(m, lanes, cols)
+
+    def transform_inputs(arrays, scratch, plan, first, last):
+        """Compute the units of work first .. last-1; a unit is (image and group, slice, part, channel of a slice)."""
+        buffer, v = arrays
+        C, Z, parts, most, T = plan[2], plan[3], plan[13], plan[15], plan[16]
+        for unit in range(first, last):
+            tc, at = unit % (T * C), unit // (T * C)
+            part, z, image = at % parts, at // parts % Z, at // (parts * Z)
+            inputs(buffer, plan, image, z, part, tc, tc + 1, v, at * (m + 2) * (m + 2) * T * C * most)
+        return 0
+
+    return transform_inputs
+
+
 def make_winograd(m, lanes, rows, cols):
     """The kernel with a tile of `rows` result channels x `cols` vectors of m x m pixels."""
     width, side, size = cols * lanes, m + 2, (m + 2) * (m + 2)
+    inputs = make_inputs(m, lanes, cols)
 
     def winograd(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, group, slice, part of its m x m tiles, share of
@@ -52,33 +102,22 @@ def make_winograd(m, lanes, rows, cols):
         Returns whether some result is not finite: then an input was not, or a sum overflowed, and the
         transform has spread that over m x m pixels.
         """
-        buffer, u, out, bias = arrays
+        buffer, u, out, bias, transformed = arrays
         G, M, C, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
-        channel, slice_, row, offset = plan[6], plan[7], plan[8], plan[9]
         out_image, out_channel, out_slice, parts, shares, most = (
             plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
         )  # fmt: skip
-        T, step_t, group = plan[16], plan[17], plan[18]
+        T, group = plan[16], plan[18]
         blocks, across = (M + rows - 1) // rows, (Q + m - 1) // m
-        tiles = (P + m - 1) // m * across
-        runs = (tiles + width - 1) // width
-        products = size * T * C * most + lanes
+        inputs_size = size * T * C * most
+        products = 0 if shares > 1 else inputs_size
         spread = 0.0
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
-            z = unit // (shares * parts) % Z
-            n, g = unit // (shares * parts * Z * G), unit // (shares * parts * Z) % G
-            start, stop = runs * part // parts * width, min(tiles, runs * (part + 1) // parts * width)
-            # inputs: (size, T, C, tiles of this unit)
-            for tc in range(T * C):
-                at = ((n * G + g) * C + tc % C) * channel + offset + z * slice_ + tc // C * step_t
-                tile = start
-                while tile < stop:
-                    i, j = tile // across, tile % across
-                    d = tile_load_every(buffer, at + m * i * row + m * j, row, m, lanes, side, side)
-                    d = tile_transform(d, m, "input")
-                    tile_store(d, scratch, tc * most + tile - start, side * T * C * most, T * C * most)
-                    tile += min(lanes, across - j, stop - tile)
+            z, image = unit // (shares * parts) % Z, unit // (shares * parts * Z)
+            n, g = image // G, image % G
+            v, v0 = (transformed, unit // shares * inputs_size) if shares > 1 else (scratch, 0)
+            start, stop = inputs(buffer, plan, image, z, part, 0, 0 if shares > 1 else T * C, v, v0)
             block0, block1 = blocks * share // shares, blocks * (share + 1) // shares
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
@@ -89,9 +128,9 @@ def make_winograd(m, lanes, rows, cols):
                         for block in range(b0, b1):
                             acc = tile_zeros(buffer, lanes, rows, cols)
                             i = ((g * blocks + block) * size + xi) * T * C * rows
-                            b = xi * T * C * most + j
+                            b = v0 + xi * T * C * most + j
                             for _ in range(T * C):
-                                acc = tile_outer(acc, u, i, 1, scratch, b)
+                                acc = tile_outer(acc, u, i, 1, v, b)
                                 i += rows
                                 b += most
                             tile_store(acc, scratch, products + xi * step + (block - b0) * rows * most + j, most, lanes)
