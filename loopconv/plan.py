@@ -30,7 +30,7 @@ class Plan:
     dtype : numpy.dtype
         Of those arrays, float32 or float64; on a GPU its name, float16 or bfloat16 too.
     algorithm : str
-        See `conv`.
+        See `conv`. Left out, what is fastest once the weights are prepared, which may be another than in a plain call.
     nbytes : int
         Bytes that the plan keeps: weights as given and packed, and buffers.
 
@@ -126,7 +126,7 @@ def plan_conv(
     Returns
     -------
     Plan
-        ``plan(x, out=None)`` gives what ``conv(x, w, bias, ...)`` gives, with the same bits.
+        ``plan(x, out=None)`` gives what ``conv(x, w, bias, algorithm=plan.algorithm, ...)`` gives, with the same bits.
 
     Raises
     ------
@@ -179,7 +179,8 @@ def plan_conv_transpose(
     Returns
     -------
     Plan
-        ``plan(x, out=None)`` gives what ``conv_transpose(x, w, bias, ...)`` gives, with the same bits.
+        ``plan(x, out=None)`` gives what ``conv_transpose(x, w, bias, algorithm=plan.algorithm, ...)`` gives, with the
+        same bits.
 
     Raises
     ------

@@ -104,12 +104,12 @@ def sum_plan(contraction, geometry, dtype, algorithm=None):
     return SUMS[algorithm or preferred(contraction, geometry, dtype)](task(geometry, contraction, dtype))
 
 
-def preferred(contraction, geometry, dtype):
-    """The algorithm that is expected to be the fastest."""
+def preferred(contraction, geometry, dtype, is_planned=False):
+    """The algorithm that is expected to be the fastest; a plan prepares its weights only once."""
     if is_depthwise(geometry):
         return "depthwise"
     t = task(geometry, contraction, dtype)
-    return "winograd2" if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t) else "direct"
+    return "winograd2" if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t, is_planned) else "direct"
 
 
 def is_winograd_exact(t):
@@ -121,12 +121,12 @@ def is_winograd_exact(t):
     return t.C >= 8
 
 
-def is_winograd_faster(t):
-    """Whether F(2x2, 3x3) is expected to be faster than the direct kernel, the weights' transform included."""
+def is_winograd_faster(t, is_planned):
+    """Whether F(2x2, 3x3) is expected to be faster than the direct kernel, in a plain call with the weights' transform."""
     C, kernels, slices = t.C * t.p.k[0], t.M * t.C * t.p.k[0] * t.p.G, t.p.N * t.p.G * t.result.sizes[0]
     direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * t.p.N * t.p.G
     winograd = winograd_tile(2, t.M, C, t.result.sizes[1:], t.dtype)[0] * slices
-    return winograd + WINOGRAD_WEIGHT * per_cycle() * kernels < direct
+    return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * kernels) < direct
 
 
 @lru_cache(maxsize=256)

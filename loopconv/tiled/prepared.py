@@ -17,7 +17,7 @@ class Prepared:
         self.bias = zeros(channels, w.dtype) if bias is None else bias
         self.algorithm, self.direct, self.idle, self.kept = algorithm or "direct", None, [], {}
         if geometry.macs:
-            self._prepare(algorithm or preferred(contraction, geometry, w.dtype))
+            self._prepare(algorithm or preferred(contraction, geometry, w.dtype, is_planned=True))
 
     def _prepare(self, algorithm):
         contraction, geometry, w = self.contraction, self.geometry, self.w
