@@ -9,8 +9,24 @@ from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import launch
 from loopconv.tiled.layout import has_winograd_kernel, problem
-from loopconv.tiled.plans import depthwise_plan, direct_plan, dots_plan, outer_plan, task, winograd_plan
-from loopconv.tiled.tiles import WINOGRAD_WEIGHT, direct_tile, dots_tile, per_cycle, weight_tile, winograd_tile
+from loopconv.tiled.plans import (
+    depthwise_plan,
+    direct_plan,
+    dots_plan,
+    outer_plan,
+    task,
+    winograd_plan,
+    winograd_weight_plan,
+)
+from loopconv.tiled.tiles import (
+    WINOGRAD_WEIGHT,
+    direct_tile,
+    dots_tile,
+    per_cycle,
+    weight_tile,
+    winograd_tile,
+    winograd_weight_tile,
+)
 from loopconv.tiled.workspace import own
 
 # What `algorithm=` may say, and the plan it stands for.
@@ -20,7 +36,7 @@ SUMS = {
     "winograd2": lambda t: winograd_plan(t, 2),
     "winograd4": lambda t: winograd_plan(t, 4),
 }
-PRODUCTS = {"outer": outer_plan, "dots": dots_plan}
+PRODUCTS = {"outer": outer_plan, "dots": dots_plan, "winograd2": winograd_weight_plan}
 
 
 def forward(geometry, x, w, y, bias=None, algorithm=None):
@@ -40,7 +56,9 @@ def weight(geometry, x, w, y, algorithm=None):
         w[...] = 0
         return
     plan = weight_plan(geometry, x.dtype, algorithm)
-    run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}, plan.rooms, own())
+    # where Winograd's results are not finite, outer products have to say which ones really are not
+    if not run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}, plan.rooms, own()):
+        weight(geometry, x, w, y, "outer")
 
 
 def _sum(contraction, geometry, arrays, bias, algorithm):
@@ -77,10 +95,8 @@ def zeros(size, dtype):
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call."""
-    if contraction == "weight":
-        return tuple(PRODUCTS)
     fitting = {"depthwise": is_depthwise(geometry)} | dict.fromkeys(("winograd2", "winograd4"), is_winograd(geometry))
-    return tuple(name for name in SUMS if fitting.get(name, True))
+    return tuple(name for name in (PRODUCTS if contraction == "weight" else SUMS) if fitting.get(name, True))
 
 
 def is_depthwise(geometry):
@@ -109,7 +125,11 @@ def preferred(contraction, geometry, dtype, is_planned=False):
     if is_depthwise(geometry):
         return "depthwise"
     t = task(geometry, contraction, dtype)
-    return "winograd2" if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t, is_planned) else "direct"
+    return (
+        "winograd2"
+        if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t, is_planned)
+        else "direct"
+    )
 
 
 def is_winograd_exact(t):
@@ -122,7 +142,7 @@ def is_winograd_exact(t):
 
 
 def is_winograd_faster(t, is_planned):
-    """Whether F(2x2, 3x3) is expected to be faster than the direct kernel, in a plain call with the weights' transform."""
+    """Whether F(2x2, 3x3) is expected to be faster; in a plain call, its transform of the weights included."""
     C, kernels, slices = t.C * t.p.k[0], t.M * t.C * t.p.k[0] * t.p.G, t.p.N * t.p.G * t.result.sizes[0]
     direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * t.p.N * t.p.G
     winograd = winograd_tile(2, t.M, C, t.result.sizes[1:], t.dtype)[0] * slices
@@ -132,11 +152,29 @@ def is_winograd_faster(t, is_planned):
 @lru_cache(maxsize=256)
 def weight_plan(geometry, dtype, algorithm=None):
     """The plan of a weight gradient."""
-    return PRODUCTS[algorithm or ("dots" if has_few_channels(geometry, dtype) else "outer")](geometry, dtype)
+    return PRODUCTS[algorithm or preferred_product(geometry, dtype)](geometry, dtype)
 
 
-def has_few_channels(geometry, dtype):
-    """Whether dot products along rows cost less than outer products of channels that leave lanes empty."""
+def preferred_product(geometry, dtype):
+    """The algorithm of a weight gradient that is expected to be the fastest."""
     p = problem(geometry)
-    outer = min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0]
-    return dots_tile(p.K, p.C, prod(p.k), p.y, dtype)[0] < outer * prod(p.k)
+    taps, pixels = prod(p.k), p.N * p.G * prod(p.y)
+    costs = {
+        "outer": min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0] * taps * pixels,
+        "dots": dots_tile(p.K, p.C, taps, p.y, dtype)[0] * pixels,  # where channels would leave lanes empty
+    }
+    if is_winograd(geometry) and reaches_most_pixels(p):
+        costs["winograd2"] = winograd_weight_tile(p, dtype)[0]
+    return min(costs, key=costs.get)
+
+
+def reaches_most_pixels(p):
+    """Whether each tap sees half of the results and 32, so that F(2x2, 3x3) rounds no more than is allowed.
+
+    Its error is relative to 3x3 taps together, which may be too large for a tap that meets little but padding.
+    """
+    least = [
+        min(sum(0 <= o * s + r * d - lo < n for o in range(y)) for r in range(k))
+        for n, k, y, s, d, lo in zip(p.x, p.k, p.y, p.stride, p.dilation, p.pad)
+    ]
+    return p.N * prod(least) >= max(32, p.N * prod(p.y) / 2)

@@ -25,14 +25,22 @@ from loopconv.tiled.tiles import (
     direct_part,
     direct_tile,
     dots_tile,
+    even,
     few_lanes,
     lanes,
     together,
     weight_tile,
     winograd_tile,
+    winograd_weight_tile,
 )
 from loopconv.tiled.weight import make_add_up, make_weight
-from loopconv.tiled.winograd import make_transform_inputs, make_transform_weights, make_winograd
+from loopconv.tiled.winograd import (
+    make_transform_inputs,
+    make_transform_weights,
+    make_winograd,
+    make_winograd_weight,
+)
+from loopconv.tiled.workspace import LINE
 
 # Moving one element into a buffer is taken for so many multiply-adds; an estimate.
 MOVE_MACS = 8
@@ -139,12 +147,7 @@ def direct_plan(t):
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
         t.geometry.macs, sums + part * tiling.panel + n,
     )  # fmt: skip
-    return Plan((*_test_finite(t), weights), (call,) if in_place else (pack, call), kept, rooms)
-
-
-def _even(size, most):
-    """The largest chunk of at most `most`, such that all chunks of `size` are about as large."""
-    return -(-size // -(-size // max(1, min(size, most))))
+    return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 
 
 def _tables(numbers, *tables):
@@ -181,7 +184,7 @@ def winograd_plan(t, m):
     units = p.N * p.G * Z * parts
     shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
     most = -(-runs // parts) * width + n
-    group = _even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
+    group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
     step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
     numbers = [
@@ -209,7 +212,7 @@ def winograd_plan(t, m):
         compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer"),
         np.array(numbers, np.int64), units * shares, t.geometry.macs, results + (0 if shares > 1 else inputs) + n,
     )  # fmt: skip
-    return Plan((*_test_finite(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
+    return Plan((*_test_weights(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
 
 
 def depthwise_plan(t):
@@ -227,18 +230,20 @@ def depthwise_plan(t):
     room = layout.channel + rows * layout.pitches[2] + cols * n
     kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
-    return Plan(_test_finite(t), (call,), {}, {})
+    return Plan(_test_weights(t), (call,), {}, {})
 
 
-def _test_finite(t):
-    """The adjoint multiplies zeros around y, so weights that are not finite would spread."""
-    if not t.adjoint:
-        return ()
-    size = prod(t.geometry.w_shape)
-    n = lanes(t.dtype)
+def _test_finite(geometry, dtype):
+    """Whether some weights, or their gradients, are not finite."""
+    size = prod(geometry.w_shape)
     parts = max(1, min(UNITS, size // 4096))
     numbers = np.array([size, parts], np.int64)
-    return (Stage(compiled(packers.make_test_finite, n), ("w",), numbers, parts, size),)
+    return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w",), numbers, parts, size)
+
+
+def _test_weights(t):
+    """The adjoint multiplies zeros around y, so weights that are not finite would spread."""
+    return (_test_finite(t.geometry, t.dtype),) if t.adjoint else ()
 
 
 def _pack_source(t, slack):
@@ -300,9 +305,9 @@ def outer_plan(geometry, dtype):
     # without gaps the pixels of an image are one long row
     pixels = (1, 1, prod(p.y)) if x_layout.pitches[1:] == p.y[1:] else p.y
     pieces = max(1, PIXELS_BYTES // ((rows + width) * dtype.itemsize))
-    piece = _even(pixels[2], pieces)
+    piece = even(pixels[2], pieces)
     a_blocks, b_blocks = -(-a[1] // rows), -(-b[1] // width)
-    group = _even(a_blocks, TOTALS_BYTES // (taps * rows * width * dtype.itemsize))
+    group = even(a_blocks, TOTALS_BYTES // (taps * rows * width * dtype.itemsize))
     units = p.G * b_blocks * -(-a_blocks // group)
     parts = _parts(units, p.N * pixels[0] * pixels[1] * -(-pixels[2] // piece), geometry.macs)
     numbers = _tables(
@@ -310,12 +315,47 @@ def outer_plan(geometry, dtype):
          p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
         np.concatenate([a[5], b[5]]),
     )  # fmt: skip
-    packs, rooms = zip(*(_pack_channels_last(p, dtype, *side) for side in ((rows, "a", *a[:5]), (width, "b", *b[:5]))))
+    packs, rooms = _pack_both(p, dtype, (rows, "a", *a[:5]), (width, "b", *b[:5]))
     call = Stage(
         compiled(make_weight, lanes(dtype), rows, cols), ("a", "b", "w" if parts == 1 else "partial"), numbers,
         units * parts, geometry.macs, group * taps * rows * width,
     )  # fmt: skip
-    return _summed(Plan((), (*packs, call), {}, rooms[0] | rooms[1]), geometry, parts)
+    return _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
+
+
+def winograd_weight_plan(geometry, dtype):
+    """The weight gradient by F(2x2, 3x3)."""
+    p = problem(geometry)
+    (Z, P, Q), T, n = p.y, p.k[0], lanes(dtype)
+    down, across = -(-P // 2), -(-Q // 2)
+    even = (Z, 2 * down, 2 * across)
+    # tiles at the edges meet zeros
+    x_layout = forward_layout(p._replace(y=even))
+    y_layout = dense_layout(even)._replace(lengths=p.y)
+    _, rows, cols, channels, swapped, chunk, parts = winograd_weight_tile(p, dtype)
+    width = cols * n
+    x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset[::9], 9 * T)
+    y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(T, np.int64), 9 * T * p.C)
+    a, b = (x, y) if swapped else (y, x)
+    a_step, b_step = (_unaligned(chunk * size, dtype) for size in (channels, width))
+    units = p.G * T * -(-a[1] // channels) * -(-b[1] // width) * parts
+    numbers = _tables(
+        [p.N, p.G, a[1], b[1], Z, down, across, T, chunk, parts, a_step, b_step, p.G * p.K * p.C * 9 * T,
+         p.K * p.C * 9 * T, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
+        np.concatenate([a[5], b[5]]),
+    )  # fmt: skip
+    call = Stage(
+        compiled(make_winograd_weight, n, rows, cols, channels, swapped), ("a", "b", "w" if parts == 1 else "partial"),
+        numbers, units, geometry.macs, 16 * (a_step + b_step + -(-channels // rows) * rows * width),
+    )  # fmt: skip
+    packs, rooms = _pack_both(p, dtype, (channels, "a", *a[:5]), (width, "b", *b[:5]))
+    plan = _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
+    return plan._replace(call=(*plan.call, _test_finite(geometry, dtype)))
+
+
+def _unaligned(size, dtype):
+    """So many elements and a few, if 16 arrays of `size` side by side would drive each other out of the caches."""
+    return size + LINE // dtype.itemsize * (size * dtype.itemsize % 512 == 0)
 
 
 def dots_plan(geometry, dtype):
@@ -358,6 +398,12 @@ def _summed(plan, geometry, parts):
 def _blocks(layout):
     """(positions of a block, of a slice, of a row)."""
     return layout.channel, layout.pitches[1] * layout.pitches[2], layout.pitches[2]
+
+
+def _pack_both(p, dtype, *sides):
+    """(stages, rooms) that pack both arrays channels last."""
+    stages, rooms = zip(*(_pack_channels_last(p, dtype, *side) for side in sides))
+    return stages, rooms[0] | rooms[1]
 
 
 def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):

@@ -43,6 +43,9 @@ MATRICES = {
     ),
     (4, "output"): ((1, 1, 1, 1, 1, 0), (0, 1, -1, 1 / 2, -2, 0), (0, 1, 1, 1 / 4, 4, 0), (0, 1, -1, 1 / 8, -8, 1)),
 }
+# The gradient of the weights is weight.T(output.T(grad) * input(d)).
+MATRICES[2, "grad"] = tuple(zip(*MATRICES[2, "output"]))
+MATRICES[2, "weight_grad"] = tuple(zip(*MATRICES[2, "weight"]))
 
 
 class Tile(types.Type):

@@ -58,6 +58,11 @@ def lanes(dtype):
     return vector_bytes() // np.dtype(dtype).itemsize
 
 
+def even(size, most):
+    """The largest chunk of at most `most`, such that all chunks of `size` are about as large."""
+    return -(-size // -(-size // max(1, min(size, most))))
+
+
 def few_lanes(dtype):
     """Elements of `dtype` that are interleaved at a time: in ns an element, 0.08 with 8 and 0.32 with 16, of 8 rows."""
     return min(vector_bytes(), 32) // np.dtype(dtype).itemsize
@@ -131,6 +136,8 @@ def direct_part(layout, width, gathered):
 # 7x7, where transforming 9 MB of weights takes 2.3 ms.
 WINOGRAD_INPUT, WINOGRAD_RESULT = {2: 60, 4: 180}, {2: 50, 4: 150}
 WINOGRAD_WEIGHT = 40
+# The same of the gradient of m x m results, and of the gradient of one vector of kernels, m = 2.
+WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 40, 130
 
 
 def winograd_tile(m, M, C, sizes, dtype):
@@ -146,6 +153,30 @@ def winograd_tile(m, M, C, sizes, dtype):
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best
+
+
+# Channels of A that are transformed together, at most, and the fewest tiles of pixels in a part.
+GROUP_CHANNELS, PART_TILES = 96, 256
+
+
+def winograd_weight_tile(p, dtype):
+    """(cost, rows, cols, channels, swapped, chunk, parts) of the whole weight gradient by F(2x2, 3x3)."""
+    n, size = lanes(dtype), 16 * np.dtype(dtype).itemsize
+    straight, crossed = weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype)
+    swapped = crossed[0] < 0.8 * straight[0]
+    (_, rows, cols), (A, B) = (crossed, (p.C, p.K)) if swapped else (straight, (p.K, p.C))
+    # each block of A transforms B anew: worth about 8 channels
+    channels = min(range(n, GROUP_CHANNELS + 1, n), key=lambda m: -(-A // m) * (-(-m // rows) * rows + 8))
+    tiles = p.N * p.y[0] * -(-p.y[1] // 2) * -(-p.y[2] // 2)
+    units = p.G * p.k[0] * -(-B // (cols * n)) * -(-A // channels)
+    parts = max(1, min(UNITS // units, tiles // PART_TILES))
+    chunk = even(-(-tiles // parts), INPUTS_BYTES // (size * (channels + cols * n)))
+    blocks, steps = -(-A // channels) * -(-B // (cols * n)), _step(rows, cols)
+    x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
+    transforms = (x_vectors * WINOGRAD_INPUT[2] + y_vectors * WINOGRAD_GRAD) * per_cycle()
+    sums = 16 * -(-channels // rows) * (steps + 3 * rows * cols / chunk)
+    results = parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
+    return p.G * p.k[0] * (blocks * tiles * (sums + transforms) + results), rows, cols, channels, swapped, chunk, parts
 
 
 def per_cycle():

@@ -7,10 +7,12 @@ of the direct sum's size, but relative to its 2x2 pixels together, not to each; 
 from numba.extending import register_jitable
 
 from loopconv.tiled.simd import (
+    pointer,
     tile_add,
     tile_load,
     tile_load_every,
     tile_outer,
+    tile_spill,
     tile_store,
     tile_store_every,
     tile_transform,
@@ -150,3 +152,87 @@ def make_winograd(m, lanes, rows, cols):
         return 1 if spread != 0 else 0
 
     return winograd
+
+
+def make_spread(name, side, width, lanes):
+    """The transform of `side` x `side` pixels of `width` channels, which lie in blocks (position, channel)."""
+
+    @register_jitable
+    def spread(source, position, row, target, at, step):
+        """target[at + i*step:] = the i-th of the 16 results, for every channel."""
+        for c in range(0, width, lanes):
+            d = tile_load(source, position * width + c, row * width, width, lanes, side, side)
+            tile_store(tile_transform(d, 2, name), target, at + c, 4 * step, step)
+
+    return spread
+
+
+def make_winograd_weight(lanes, rows, cols, channels, swapped):
+    """The weight gradient by F(2x2, 3x3), with a tile of `rows` channels of A x `cols` vectors of channels of B.
+
+    A and B are y and x, or, where `swapped`, x and y. Both are packed as for the kernel of outer products, A in blocks
+    of `channels`, whose transforms fill vectors.
+    """
+    width = cols * lanes
+    of_a = ("input", 4) if swapped else ("grad", 2)
+    of_b = ("grad", 2) if swapped else ("input", 4)
+    spread_a, spread_b = make_spread(*of_a, channels, lanes), make_spread(*of_b, width, lanes)
+    tiles_of_a = (channels + rows - 1) // rows
+
+    def winograd_weight(arrays, scratch, plan, first, last):
+        """Compute the units of work first .. last-1; a unit is (group, slice of the kernel, block of A, block of B,
+        part of the 2x2 tiles of pixels).
+
+        Each part has a result of its own in `w` (part, group, K, C, taps). `chunk` tiles are transformed, and then
+        summed for each of the 16 numbers of a tile, before the next; the scratch has (16, tile, channel) of A and of
+        B, and the sums (16, tile of channels). What is not finite is spread over 3x3 taps.
+        """
+        a, b, w = arrays
+        N, G, MA, MB, Z, down, across, T = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7]
+        chunk, parts, a_step, b_step = plan[8], plan[9], plan[10], plan[11]
+        w_part, w_group, w_a, w_b = plan[12], plan[13], plan[14], plan[15]
+        a_block, a_slice, a_row, b_block, b_slice, b_row = plan[16], plan[17], plan[18], plan[19], plan[20], plan[21]
+        tap_a, tap_b = pointer(plan, plan[22]), pointer(plan, plan[22] + T)
+        a_blocks, b_blocks = (MA + channels - 1) // channels, (MB + width - 1) // width
+        tiles, step = N * Z * down * across, tiles_of_a * rows * width
+        b0, sums = 16 * a_step, 16 * (a_step + b_step)
+        for unit in range(first, last):
+            part, jb = unit % parts, unit // parts % b_blocks
+            ja, t = unit // (parts * b_blocks) % a_blocks, unit // (parts * b_blocks * a_blocks) % T
+            g = unit // (parts * b_blocks * a_blocks * T)
+            here_a, here_b = min(channels, MA - ja * channels), min(width, MB - jb * width)
+            tile0, stop = tiles * part // parts, tiles * (part + 1) // parts
+            for from_ in range(tile0, stop, chunk):
+                here = min(chunk, stop - from_)
+                for tile in range(here):
+                    line, q = (from_ + tile) // across, (from_ + tile) % across * 2
+                    p, z, image = line % down * 2, line // down % Z, line // (down * Z) * G + g
+                    at = (image * a_blocks + ja) * a_block + z * a_slice + p * a_row + q + tap_a[t]
+                    spread_a(a, at, a_row, scratch, tile * channels, a_step)
+                    at = (image * b_blocks + jb) * b_block + z * b_slice + p * b_row + q + tap_b[t]
+                    spread_b(b, at, b_row, scratch, b0 + tile * width, b_step)
+                for xi in range(16):
+                    to = sums + xi * step
+                    for m in range(0, here_a, rows):
+                        if from_ == tile0:
+                            acc = tile_zeros(a, lanes, rows, cols)
+                        else:
+                            acc = tile_load(scratch, to, width, lanes, lanes, rows, cols)
+                        i, j = xi * a_step + m, b0 + xi * b_step
+                        for _ in range(here):
+                            acc = tile_outer(acc, scratch, i, 1, scratch, j)
+                            i += channels
+                            j += width
+                        tile_store(acc, scratch, to, width, lanes)
+                        to += rows * width
+            for m in range(here_a):
+                for c in range(0, here_b, lanes):
+                    dw = tile_load(scratch, sums + m * width + c, 4 * step, step, lanes, 4, 4)
+                    numbers = tile_spill(tile_transform(dw, 2, "weight_grad"))
+                    at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + t * 9
+                    for i in range(min(lanes, here_b - c)):
+                        for r in range(9):
+                            w[at + i * w_b + r] = numbers[r * lanes + i]
+        return 0
+
+    return winograd_weight
