@@ -43,6 +43,20 @@ def jit(function, *, parallel=False, fastmath=False):
     return compiled
 
 
+def named(*sizes):
+    """Put the sizes that a function is made for into its name.
+
+    Numba tells functions of one name apart by numbers, which it begins anew in every process: of two kernels kept on
+    disk by different processes with the same name and number, a third would run the code of one for both.
+    """
+
+    def rename(function):
+        function.__name__ = function.__qualname__ = "_".join([function.__name__, *map(str, sizes)])
+        return function
+
+    return rename
+
+
 # The folders that kernels for processors are in.
 ROOMS = ("loops", "tiled")
 

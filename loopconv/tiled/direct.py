@@ -2,6 +2,7 @@
 
 from numba.extending import register_jitable
 
+from loopconv.loops.compile import named
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -16,6 +17,7 @@ from loopconv.tiled.simd import (
 
 def make_write_runs(lanes):
     @register_jitable
+    @named(lanes)
     def write_runs(scratch, sums, pitch, out, to, channel, bias, k0, k1, plan, run, begin, end, step, F, size):
         """Write the results of channels k0 .. k1-1 at the positions begin .. end-1, run by run, without the gaps.
 

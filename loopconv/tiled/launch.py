@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from loopconv import threads
 from loopconv.loops import executions
-from loopconv.loops.compile import jit
+from loopconv.loops.compile import jit, named
 from loopconv.tiled.simd import next_number
 from loopconv.tiled.workspace import LINE
 
@@ -30,8 +30,8 @@ _all_threads = executions._one_at_a_time
 class Kernel:
     """A compiled kernel: `serial` runs it on the calling thread, `address` is where its machine code is."""
 
-    def __init__(self, function, name):
-        self.name = name
+    def __init__(self, function):
+        self.name = function.__name__
         # 'contract' is for what is outside of tiles
         self.serial = jit(function, fastmath={"contract"})
         self.addresses = {}
@@ -52,8 +52,7 @@ class Kernel:
 @cache
 def compiled(make, *sizes):
     """The kernel that `make(*sizes)` writes."""
-    function = make(*sizes)
-    return Kernel(function, "_".join([function.__name__, *map(str, sizes)]))
+    return Kernel(named(*sizes)(make(*sizes)))
 
 
 @intrinsic

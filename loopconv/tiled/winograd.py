@@ -6,6 +6,7 @@ of the direct sum's size, but relative to its 2x2 pixels together, not to each; 
 
 from numba.extending import register_jitable
 
+from loopconv.loops.compile import named
 from loopconv.tiled.simd import (
     pointer,
     tile_add,
@@ -50,6 +51,7 @@ def make_inputs(m, lanes, cols):
     width, side = cols * lanes, m + 2
 
     @register_jitable
+    @named(m, lanes, cols)
     def inputs(buffer, plan, image, z, part, first, last, v, begin):
         """Write first .. last-1 of the T * C slices of channels to v[begin:] (size, T, C, tiles of the part).
 
@@ -158,6 +160,7 @@ def make_spread(name, side, width, lanes):
     """The transform of `side` x `side` pixels of `width` channels, which lie in blocks (position, channel)."""
 
     @register_jitable
+    @named(name, side, width, lanes)
     def spread(source, position, row, target, at, step):
         """target[at + i*step:] = the i-th of the 16 results, for every channel."""
         for c in range(0, width, lanes):
