@@ -159,9 +159,10 @@ def _why_none(contraction, geometry, dtype, algorithm):
 def loaded(row: Implementation) -> Callable[..., None]:
     """The row's function, loaded once."""
     name = row.contraction, row.backend
-    if name not in _loaded:
-        _loaded[name] = row.load()
-    return _loaded[name]
+    run = _loaded.get(name)
+    if run is None:
+        run = _loaded[name] = row.load()
+    return run
 
 
 def tolerance(geometry: Geometry, contraction: str, dtype) -> float:
@@ -216,7 +217,8 @@ def _tiled_unsupported(contraction, geometry, dtype):
         return reason
     if np.dtype(dtype) not in TILED_DTYPES:
         return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
-    return _parallel_unsupported(geometry, dtype)
+    threads.check()
+    return None
 
 
 def _missing_cython():
