@@ -11,11 +11,11 @@ from importlib import import_module
 
 import numpy as np
 
-# float16 is computed in float32, every integer in 64 bits, so that sums of products are exact.
+# By the character of a dtype. float16 is computed in float32, every integer in 64 bits, so that sums of products are
+# exact.
 COMPUTE = {
-    "b": np.int64,
-    "i": np.int64,
-    "u": np.uint64,
+    **dict.fromkeys("?bhilq", np.int64),
+    **dict.fromkeys("BHILQ", np.uint64),
     "e": np.float32,
     "f": np.float32,
     "d": np.float64,
@@ -26,7 +26,10 @@ COMPUTE = {
 
 def accept(**arrays):
     """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
-    return [None if value is None and name == "bias" else _array(name, value) for name, value in arrays.items()]
+    for name, value in arrays.items():
+        if type(value) is not np.ndarray or value.dtype.char not in COMPUTE:
+            arrays[name] = _array(name, value)
+    return list(arrays.values())
 
 
 def accept_of_host(**arrays):
@@ -41,6 +44,8 @@ def accept_of_host(**arrays):
 def _array(name, value):
     if type(value) is not np.ndarray:
         if value is None:
+            if name == "bias":
+                return None
             raise TypeError(f"{name} must be an array of numbers, got None")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")
@@ -50,7 +55,7 @@ def _array(name, value):
             value = np.asarray(value)
         except (ValueError, TypeError) as error:
             raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}") from None
-    if _compute_code(value.dtype) is None:
+    if value.dtype.char not in COMPUTE:
         raise TypeError(
             f"{name} must be of an integer dtype, float16/32/64, complex64/128 or bool, "
             f"got dtype {value.dtype} in shape {value.shape}"
@@ -77,12 +82,6 @@ def _foreign():
     return import_module("loopconv.cuda.foreign")
 
 
-def _compute_code(dtype):
-    """Key of COMPUTE for `dtype`, or None when we do not compute with it (long double among others)."""
-    code = dtype.kind if dtype.kind in "biu" else dtype.char
-    return code if code in COMPUTE else None
-
-
 def dtypes(*arrays):
     """(dtype of the result, dtype to compute in) by NumPy's promotion of all arrays given.
 
@@ -96,12 +95,20 @@ def _promoted(*given):
     if any(isinstance(dtype, str) for dtype in given):
         return None, None
     promoted = np.result_type(*given)
-    compute = np.dtype(COMPUTE[_compute_code(promoted)])
+    compute = np.dtype(COMPUTE[promoted.char])
     return (compute if promoted.kind in "biu" else promoted.newbyteorder("=")), compute
 
 
 def check_out(out, shape, dtype, **inputs):
     """Refuse an `out` that cannot take the result, before anything is written to it."""
+    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype or not out.flags.carray:
+        _refuse_unfit(out, shape, dtype)
+    for name, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array, max_work=-1):
+            raise ValueError(f"out must not overlap {name}: the result would overwrite it while it is read")
+
+
+def _refuse_unfit(out, shape, dtype):
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array of shape {shape} and dtype {dtype}, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
@@ -116,9 +123,6 @@ def check_out(out, shape, dtype, **inputs):
         raise ValueError(
             f"out must have an element of its own for every result, got strides {out.strides} for shape {shape}"
         )
-    for name, array in inputs.items():
-        if array is not None and np.may_share_memory(out, array) and np.shares_memory(out, array, max_work=-1):
-            raise ValueError(f"out must not overlap {name}: the result would overwrite it while it is read")
 
 
 def _overlaps_itself(array):
@@ -133,10 +137,8 @@ def _overlaps_itself(array):
 
 def plain(array, shape, dtype):
     """`array` as kernels want it, copied only where it must be."""
-    if not is_plain(array, dtype):
-        array = np.array(array, dtype=dtype, order="C", copy=True)
-    if not array.flags.writeable:
-        array = np.asarray(_Writable(array))
+    if array.dtype != dtype or not array.flags.carray:  # `carray` says contiguous, aligned and writable
+        array = np.asarray(_Writable(array)) if is_plain(array, dtype) else np.array(array, dtype, order="C")
     return array if array.shape == shape else array.reshape(shape)
 
 
@@ -157,4 +159,4 @@ class _Writable:
 def is_plain(array, dtype):
     """Whether kernels can read and write `array` as it is."""
     flags = array.flags
-    return array.dtype == dtype and array.dtype.isnative and flags.c_contiguous and flags.aligned
+    return array.dtype == dtype and flags.c_contiguous and flags.aligned

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from math import prod
 
 PADDING_WORDS = ("valid", "same", "full")
@@ -59,7 +59,7 @@ class Geometry:
         return hash((self.batch, self.groups, self.c, self.k, self.input, self.kernel, self.output, self.stride,
                      self.dilation, self.pad))  # fmt: skip
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Number of spatial axes."""
         return len(self.kernel)
@@ -78,6 +78,11 @@ class Geometry:
     def y_shape(self) -> tuple[int, ...]:
         """(N, K, *output)."""
         return (self.batch, self.k, *self.output)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The three shapes by the names of the arrays."""
+        return {"x": self.x_shape, "w": self.w_shape, "y": self.y_shape}
 
     @cached_property
     def span(self) -> tuple[int, ...]:
@@ -178,6 +183,8 @@ def padding_pairs(padding, rank):
 
 def shape_tuple(name, shape):
     """`shape` as a tuple of non-negative ints."""
+    if type(shape) is tuple and {*map(type, shape)} == {int} and 0 <= min(shape) <= max(shape) < 2**63:
+        return shape
     if isinstance(shape, (str, bytes)) or not _is_sequence(shape):
         raise TypeError(f"{name} must be a tuple of ints, got {shown(shape)}")
     try:
@@ -231,17 +238,32 @@ def _check_weight(x_name, x_shape, w_name, w_shape, groups):
     return rank, (x_shape[0] if len(x_shape) == rank + 2 else 1), x_shape[-rank - 1]
 
 
+def _kept(make):
+    """`make`, whose results are kept by its arguments as they were given, where these can be told apart."""
+    kept = lru_cache(maxsize=1024)(make)
+
+    @wraps(make)
+    def geometry(*shapes, **settings):
+        return (kept if _are_told_apart(settings.values()) else make)(*shapes, **settings)
+
+    return geometry
+
+
+def _are_told_apart(settings):
+    """Whether settings that are equal are the same: 1.0 and True are 1."""
+    for setting in settings:
+        kind = type(setting)
+        if not (kind is int or kind is str or setting is None or (kind is tuple and _are_told_apart(setting))):
+            return False
+    return True
+
+
+@_kept
 def conv(x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, x_name="x", w_name="w") -> Geometry:
     """Geometry of a convolution of `x_shape` with `w_shape`, or the error that says why there is none.
 
     ``o = (n + lo + hi - e) // s + 1`` with ``e = d*(k-1) + 1``.
     """
-    if type(stride) is int and type(padding) is int and type(dilation) is int and type(groups) is int:
-        return _conv_by_ints(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name)
-    return _conv_by_any(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name)
-
-
-def _conv_by_any(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name):
     rank = _rank(w_name, w_shape)
     return _conv(
         x_shape,
@@ -253,10 +275,6 @@ def _conv_by_any(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_
         x_name,
         w_name,
     )
-
-
-# Settings that are no ints cannot be told apart by their hashes: 1.0 and True are 1.
-_conv_by_ints = lru_cache(maxsize=1024)(_conv_by_any)
 
 
 @lru_cache(maxsize=1024)
@@ -285,6 +303,7 @@ def _conv(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name):
     )  # fmt: skip
 
 
+@_kept
 def conv_transpose(
     x_shape, w_shape, *, stride=1, padding=0, output_padding=0, output_size=None, dilation=1, groups=1,
     x_name="x", w_name="w", size_name="output_size",
@@ -402,6 +421,7 @@ def _check_output_left(axis, most, base, n, lo, hi):
         )
 
 
+@_kept
 def conv_transpose_of_grad(
     grad_shape, x_shape, w_shape, *, output_padding=None, output_size=None, **settings
 ) -> Geometry:

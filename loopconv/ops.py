@@ -50,8 +50,7 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     """
     left_out = "grad" if "grad" not in given else "x" if "w" in given else "w"
     role = roles[left_out]
-    shapes = {"x": g.x_shape, "w": g.w_shape, "y": g.y_shape}
-    whole = shapes[role]
+    whole = g.shapes[role]
     shape = whole if batched or role == "w" else whole[1:]
     dtype, compute = arrays.dtypes(*given.values(), bias)
     if dtype is None:
@@ -62,17 +61,17 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
         arrays.check_out(out, shape, dtype, **given, bias=bias)
     run = registry.select(_CONTRACTION_FOR[role], backend, g, compute, algorithm, precision)
 
+    if compute.kind == "c" and "grad" in given:
+        given = {name: array if name == "grad" else array.conj() for name, array in given.items()}
     operands = {}
     for name, array in given.items():
-        if compute.kind == "c" and "grad" in given and name != "grad":
-            array = array.conj()
-        operands[roles[name]] = arrays.plain(array, shapes[roles[name]], compute)
+        of = roles[name]
+        operands[of] = arrays.plain(array, g.shapes[of], compute)
     in_place = out is not None and arrays.is_plain(out, compute)
     operands[role] = out.reshape(whole) if in_place else np.empty(whole, compute)
-    if bias is None:
-        run(g, **operands)
-    else:
-        run(g, **operands, bias=arrays.plain(bias, bias.shape, compute))
+    if bias is not None:
+        operands["bias"] = arrays.plain(bias, bias.shape, compute)
+    run(g, **operands)
     result = operands[role] if shape == whole else operands[role].reshape(shape)
     if out is None:
         return result if dtype == compute else result.astype(dtype)

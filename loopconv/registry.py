@@ -159,9 +159,10 @@ def _why_none(contraction, geometry, dtype, algorithm):
 def loaded(row: Implementation) -> Callable[..., None]:
     """The row's function, loaded once."""
     name = row.contraction, row.backend
-    if name not in _loaded:
-        _loaded[name] = row.load()
-    return _loaded[name]
+    run = _loaded.get(name)
+    if run is None:
+        run = _loaded[name] = row.load()
+    return run
 
 
 def tolerance(geometry: Geometry, contraction: str, dtype) -> float:
@@ -197,13 +198,8 @@ def _loops_unsupported(geometry, dtype):
     return None
 
 
-def _with_threads(_):
-    """True; a bad LOOPCONV_NUM_THREADS has to be known before anything is written."""
-    return threads.get_num_threads() > 0
-
-
 def _parallel_unsupported(geometry, dtype):
-    _with_threads(geometry)
+    threads.check()  # a bad LOOPCONV_NUM_THREADS has to be known before anything is written
     return _loops_unsupported(geometry, dtype)
 
 
@@ -211,15 +207,18 @@ def _parallel_unsupported(geometry, dtype):
 # is mostly empty. Strides this long are left to the textbook loops.
 TILED_PHASES = 256
 
+TILED_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64)))
+
 
 def _tiled_unsupported(contraction, geometry, dtype):
     if contraction == "adjoint" and prod(geometry.stride) > TILED_PHASES:
         return f"the tiles take strides of up to {TILED_PHASES} pixels in all, this call has {geometry.stride}"
     if reason := _loops_unsupported(geometry, dtype):
         return reason
-    if np.dtype(dtype) not in (np.float32, np.float64):
+    if np.dtype(dtype) not in TILED_DTYPES:
         return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
-    return _parallel_unsupported(geometry, dtype)
+    threads.check()
+    return None
 
 
 def _missing_cython():
@@ -283,13 +282,14 @@ def _load_reference(contraction):
     return getattr(import_module("loopconv.reference"), contraction)
 
 
-for _contraction in CONTRACTIONS:
+for _contraction in CONTRACTIONS:  # all before the other rows, which `select` then need not pass on most calls
     register(
         Implementation(
             _contraction, "tiled", partial(_load_tiled, _contraction), _missing_numba,
             partial(_tiled_unsupported, _contraction), _always, partial(_tiled_algorithms, _contraction),
         )
     )  # fmt: skip
+for _contraction in CONTRACTIONS:
     for _backend, _missing, _unsupported, _worthwhile in (
         ("parallel", _missing_numba, _parallel_unsupported, partial(is_parallel_worthwhile, _contraction)),
         ("numba", _missing_numba, _loops_unsupported, _always),

@@ -7,7 +7,9 @@ from functools import cache
 
 from loopconv.geometry import integer
 
+# What was asked for: None before the environment is read, 0 for nothing.
 _requested: int | None = None
+_is_checked = False
 _forked = False
 
 
@@ -43,12 +45,28 @@ def get_num_threads() -> int:
         every processor this process may use.
     """
     global _requested
-    if _requested is None and (text := os.environ.get("LOOPCONV_NUM_THREADS")):
-        try:
-            _requested = _positive("LOOPCONV_NUM_THREADS", int(text))
-        except ValueError:
-            raise ValueError(f"LOOPCONV_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
-    return min(_requested or _available(), _available())
+    if _requested is None:
+        _requested = _from_environment("LOOPCONV_NUM_THREADS")
+    available = _available()
+    return min(_requested or available, available)
+
+
+def check() -> None:
+    """Raise what `get_num_threads` would, without its look at the environment, 1 us, once it had an answer."""
+    global _is_checked
+    if not _is_checked or _requested is None:
+        _is_checked = get_num_threads() > 0
+
+
+def _from_environment(name):
+    """The number of threads that a variable asks for; 0 if it does not."""
+    text = os.environ.get(name)
+    if not text:
+        return 0
+    try:
+        return _positive(name, int(text))
+    except ValueError:
+        raise ValueError(f"{name} must be an integer of at least 1, got {text!r}") from None
 
 
 def _positive(name, n):
@@ -59,12 +77,7 @@ def _positive(name, n):
 
 def _available():
     """Processors this process may use, or fewer where Numba was told to start fewer threads."""
-    if text := os.environ.get("NUMBA_NUM_THREADS"):
-        try:
-            return _positive("NUMBA_NUM_THREADS", int(text))
-        except ValueError:
-            raise ValueError(f"NUMBA_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
-    return _processors()
+    return _from_environment("NUMBA_NUM_THREADS") or _processors()
 
 
 @cache

@@ -426,6 +426,39 @@ def test_numpy_integers_are_integers(name, argument, two):
         np.testing.assert_array_equal(function(name)(**{**BASE[name], argument: [two, two]}), expected)
 
 
+@pytest.mark.parametrize("one", [1.0, True, np.True_, np.float64(1)], ids=repr)
+@pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+@pytest.mark.parametrize("argument", ["stride", "dilation", "padding", "groups"])
+def test_what_equals_a_setting_that_is_kept_is_refused(name, argument, one):
+    x, w = np.ones((1, 1, 5, 5)), np.ones((1, 1, 3, 3))
+    forms = [lambda n: n, lambda n: (n, n), lambda n: ((n, n), (1, n))]
+    for form in forms[: {"groups": 1, "padding": 3}.get(argument, 2)]:
+        function(name)(x, w, **{argument: form(1)})
+        with pytest.raises(TypeError, match=f"^{argument} must be an integer"):
+            function(name)(x, w, **{argument: form(one)})
+
+
+@pytest.mark.parametrize("one", [1.0, True])
+def test_what_equals_a_shape_that_is_kept_is_refused(one):
+    grad, w = np.ones((1, 1, 3)), np.ones((1, 1, 3))
+    loopconv.conv_input_grad(grad, w, (1, 1, 5))
+    with pytest.raises(TypeError, match=r"^input_shape must be a tuple of ints"):
+        loopconv.conv_input_grad(grad, w, (1, one, 5))
+    loopconv.conv_transpose_input_grad(np.ones((1, 1, 1)), w[..., :1], (1, 1, 1), output_size=(1,))
+    with pytest.raises(TypeError, match=r"^output_size must be an integer"):
+        loopconv.conv_transpose_input_grad(np.ones((1, 1, 1)), w[..., :1], (1, 1, 1), output_size=(one,))
+
+
+@pytest.mark.parametrize("code", np.typecodes["All"])
+def test_which_dtypes_are_taken(code):
+    x = np.zeros((1, 1, 1), code)
+    if x.dtype.kind in "biu" or code in "efdFD":
+        assert loopconv.conv(x, np.ones((1, 1, 1), np.int8)).shape == (1, 1, 1)
+    else:
+        with pytest.raises(TypeError, match=r"^x must be of an integer dtype, float"):
+            loopconv.conv(x, np.ones((1, 1, 1), np.int8))
+
+
 def test_a_backend_whose_modules_were_not_built(monkeypatch):
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     out = np.full_like(RESULTS["conv"], SENTINEL)

@@ -85,6 +85,17 @@ def test_the_environment_variable_is_read_once(monkeypatch):
     assert loopconv.get_num_threads() == 5
 
 
+def test_small_calls_leave_the_environment_alone(monkeypatch):
+    x, w = np.ones((1, 1, 9)), np.ones((1, 1, 3))
+    loopconv.conv(x, w)
+    monkeypatch.setattr(threads, "_from_environment", lambda name: 1 / 0)
+    for out in (None, np.empty((1, 1, 7))):
+        assert (loopconv.conv(x, w, out=out) == 3).all()
+    monkeypatch.setattr(threads, "_requested", None)
+    with pytest.raises(ZeroDivisionError):
+        loopconv.conv(x, w)
+
+
 def test_numbas_own_number_is_left_alone():
     import numba
 

@@ -41,12 +41,12 @@ PRODUCTS = {"outer": outer_plan, "dots": dots_plan, "winograd2": winograd_weight
 
 def forward(geometry, x, w, y, bias=None, algorithm=None):
     """y = C x + bias."""
-    _sum("forward", geometry, {"source": x, "w": w, "out": y}, bias, algorithm)
+    _sum("forward", geometry, x, w, y, bias, algorithm)
 
 
 def adjoint(geometry, x, w, y, bias=None, algorithm=None):
     """x = C.T y + bias."""
-    if not _sum("adjoint", geometry, {"source": y, "w": w, "out": x}, bias, algorithm):
+    if not _sum("adjoint", geometry, y, w, x, bias, algorithm):
         textbook.adjoint(executions.numba("adjoint"), geometry, x, w, y, bias)
 
 
@@ -61,27 +61,31 @@ def weight(geometry, x, w, y, algorithm=None):
         weight(geometry, x, w, y, "outer")
 
 
-def _sum(contraction, geometry, arrays, bias, algorithm):
+def _sum(contraction, geometry, source, w, out, bias, algorithm):
     """Run a forward or adjoint call; False if its weights are not finite, which that kernel cannot take."""
-    out = arrays["out"]
     if not geometry.macs:
         out[...] = 0 if bias is None else textbook.per_channel(bias, out.ndim)
         return True
     plan = sum_plan(contraction, geometry, out.dtype, algorithm)
-    flat = {name: array.reshape(-1) for name, array in arrays.items()}
-    flat["bias"] = zeros(out.shape[1], out.dtype) if bias is None else bias
+    arrays = {
+        "source": source.reshape(-1), "w": w.reshape(-1), "out": out.reshape(-1),
+        "bias": zeros(out.shape[1], out.dtype) if bias is None else bias,
+    }  # fmt: skip
     workspace = own()
-    if not run(plan.prepare, flat, plan.kept, workspace):
+    if not run(plan.prepare, arrays, plan.kept, workspace):
         return False
     # where Winograd's results are not finite, the direct kernel has to say which ones really are not
-    return run(plan.call, flat, plan.rooms, workspace) or _sum(contraction, geometry, arrays, bias, "direct")
+    return run(plan.call, arrays, plan.rooms, workspace) or _sum(contraction, geometry, source, w, out, bias, "direct")
 
 
 def run(stages, arrays, rooms, workspace):
     """Run the stages one after the other, with room for more arrays; False as soon as one finds what is not finite."""
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    return not any(launch(stage, arrays, workspace) for stage in stages)
+    said = 0
+    for stage in stages:
+        said = said or launch(stage, arrays, workspace)
+    return not said
 
 
 @cache
