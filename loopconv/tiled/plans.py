@@ -150,6 +150,11 @@ def direct_plan(t):
     return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 
 
+def _unaligned(size, dtype):
+    """So many elements and a few, if 16 arrays of `size` side by side would drive each other out of the caches."""
+    return size + LINE // dtype.itemsize * (size * dtype.itemsize % 512 == 0)
+
+
 def _tables(numbers, *tables):
     """One array of the numbers, of where after them each table begins, and of the tables."""
     tables = [np.asarray(table, np.int64).reshape(-1) for table in tables]
@@ -185,11 +190,12 @@ def winograd_plan(t, m):
     shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
     most = -(-runs // parts) * width + n
     group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
+    v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
     backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
     step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
     numbers = [
         p.G, t.M, t.C, Z, P, Q, *_blocks(layout), int(layout.tap_offset.min()), p.G * t.M * out_steps[0],
-        *out_steps[:2], parts, shares, most, T, step_t // max(T - 1, 1), group,
+        *out_steps[:2], parts, shares, most, T, step_t // max(T - 1, 1), group, v_step, step,
     ]  # fmt: skip
     # what the last tile reads past the last plane
     pack, rooms = _pack_source(t, (m + 1) * layout.pitches[2] + m * (n + 2))
@@ -200,17 +206,18 @@ def winograd_plan(t, m):
         compiled(make_transform_weights, m, rows), ("packed", "u"), np.array([t.C, T, *steps], np.int64), p.G * blocks,
         MOVE_MACS * transformed,
     )  # fmt: skip
-    inputs, results = size * T * t.C * most, size * group * rows * most
     stages = (pack,)
     if shares > 1:
         kernel = compiled(make_transform_inputs, m, n, cols)
         stages += (
-            Stage(kernel, ("buffer", "v"), np.array(numbers, np.int64), units * T * t.C, MOVE_MACS * units * inputs),
+            Stage(
+                kernel, ("buffer", "v"), np.array(numbers, np.int64), units * T * t.C, MOVE_MACS * units * size * v_step
+            ),
         )
-        rooms = rooms | {"v": units * inputs}
+        rooms = rooms | {"v": units * size * v_step}
     call = Stage(
         compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer"),
-        np.array(numbers, np.int64), units * shares, t.geometry.macs, results + (0 if shares > 1 else inputs) + n,
+        np.array(numbers, np.int64), units * shares, t.geometry.macs, size * (step + (0 if shares > 1 else v_step)) + n,
     )  # fmt: skip
     return Plan((*_test_weights(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
 
@@ -351,11 +358,6 @@ def winograd_weight_plan(geometry, dtype):
     packs, rooms = _pack_both(p, dtype, (channels, "a", *a[:5]), (width, "b", *b[:5]))
     plan = _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
     return plan._replace(call=(*plan.call, _test_finite(geometry, dtype)))
-
-
-def _unaligned(size, dtype):
-    """So many elements and a few, if 16 arrays of `size` side by side would drive each other out of the caches."""
-    return size + LINE // dtype.itemsize * (size * dtype.itemsize % 512 == 0)
 
 
 def dots_plan(geometry, dtype):

@@ -58,7 +58,7 @@ def make_inputs(m, lanes, cols):
         Returns the part's first tile and the one past its last.
         """
         C, P, Q, channel, slice_, row, offset = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9]
-        parts, most, T, step_t = plan[13], plan[15], plan[16], plan[17]
+        parts, most, step_t, v_step = plan[13], plan[15], plan[17], plan[19]
         across = (Q + m - 1) // m
         tiles = (P + m - 1) // m * across
         runs = (tiles + width - 1) // width
@@ -70,7 +70,7 @@ def make_inputs(m, lanes, cols):
                 i, j = tile // across, tile % across
                 d = tile_load_every(buffer, at + m * i * row + m * j, row, m, lanes, side, side)
                 d = tile_transform(d, m, "input")
-                tile_store(d, v, begin + tc * most + tile - start, side * T * C * most, T * C * most)
+                tile_store(d, v, begin + tc * most + tile - start, side * v_step, v_step)
                 tile += min(lanes, across - j, stop - tile)
         return start, stop
 
@@ -84,11 +84,11 @@ def make_transform_inputs(m, lanes, cols):
     def transform_inputs(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image and group, slice, part, channel of a slice)."""
         buffer, v = arrays
-        C, Z, parts, most, T = plan[2], plan[3], plan[13], plan[15], plan[16]
+        C, Z, parts, T, v_step = plan[2], plan[3], plan[13], plan[16], plan[19]
         for unit in range(first, last):
             tc, at = unit % (T * C), unit // (T * C)
             part, z, image = at % parts, at // parts % Z, at // (parts * Z)
-            inputs(buffer, plan, image, z, part, tc, tc + 1, v, at * (m + 2) * (m + 2) * T * C * most)
+            inputs(buffer, plan, image, z, part, tc, tc + 1, v, at * (m + 2) * (m + 2) * v_step)
         return 0
 
     return transform_inputs
@@ -111,28 +111,26 @@ def make_winograd(m, lanes, rows, cols):
         out_image, out_channel, out_slice, parts, shares, most = (
             plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
         )  # fmt: skip
-        T, group = plan[16], plan[18]
+        T, group, v_step, step = plan[16], plan[18], plan[19], plan[20]
         blocks, across = (M + rows - 1) // rows, (Q + m - 1) // m
-        inputs_size = size * T * C * most
-        products = 0 if shares > 1 else inputs_size
+        products = 0 if shares > 1 else size * v_step
         spread = 0.0
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
             z, image = unit // (shares * parts) % Z, unit // (shares * parts * Z)
             n, g = image // G, image % G
-            v, v0 = (transformed, unit // shares * inputs_size) if shares > 1 else (scratch, 0)
+            v, v0 = (transformed, unit // shares * size * v_step) if shares > 1 else (scratch, 0)
             start, stop = inputs(buffer, plan, image, z, part, 0, 0 if shares > 1 else T * C, v, v0)
             block0, block1 = blocks * share // shares, blocks * (share + 1) // shares
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
-                step = (b1 - b0) * rows * most
                 # products: (size, rows of these blocks, tiles), each a sum over channels, in 3-D over slices too
                 for xi in range(size):
                     for j in range(0, stop - start, width):
                         for block in range(b0, b1):
                             acc = tile_zeros(buffer, lanes, rows, cols)
                             i = ((g * blocks + block) * size + xi) * T * C * rows
-                            b = v0 + xi * T * C * most + j
+                            b = v0 + xi * v_step + j
                             for _ in range(T * C):
                                 acc = tile_outer(acc, u, i, 1, v, b)
                                 i += rows
