@@ -237,13 +237,30 @@ def _pack_source(t, slack):
     """(stage, rooms) for the buffer; what reads past the last plane, up to `slack` elements, finds zeros."""
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
-    numbers = np.array([slack, *_source_table(t)], np.int64)
+    numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
     kernel = compiled(packers.make_pack, few_lanes(t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 
 def _source_table(t):
-    return _source(t.p, t.layout, t.C, t.source.sizes, t.source.steps)
+    """What `pack_channel` has to know of the source and of its planes."""
+    layout, sizes, steps = t.layout, t.source.sizes, t.source.steps
+    if is_in_place(layout, sizes, steps):  # one long row
+        layout, sizes = dense_layout((1, 1, prod(sizes))), (1, 1, prod(sizes))
+    entries, before = [], None
+    for *begin, sz, sp, sq in layout.source.tolist():
+        first = begin[0] * steps[1] + begin[1] * steps[2] + begin[2]
+        if sq == 2 and before == [*begin[:2], begin[2] - 1]:
+            entries[-1][2] = 2  # read together with those before
+        else:
+            pixels = [max(-(-(n - i) // s), 0) for n, i, s in zip(sizes, begin, (sz, sp, sq))]
+            entries.append([first, sq, 1, *pixels, (sizes[2] - begin[2]) // sq, sz * steps[1], sp * steps[2]])
+        before = begin
+    pitches = layout.pitches
+    return [
+        steps[0], pitches[1] * pitches[2], pitches[2], layout.origin, layout.plane, len(entries),
+        *(number for entry in entries for number in entry),
+    ]  # fmt: skip
 
 
 def _source(p, layout, C, sizes, steps):
