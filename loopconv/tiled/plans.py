@@ -1,7 +1,8 @@
 """From a Geometry to stages: which kernels run on which arrays, with which tables of integers."""
 
 from functools import lru_cache
-from math import prod
+from itertools import pairwise
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,15 @@ from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.launch import compiled
-from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, problem
+from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, is_paired, problem
+from loopconv.tiled.simd import MOST_TAPS
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
     SUMS_BYTES,
+    TOGETHER_BYTES,
     TOTALS_BYTES,
     UNITS,
     depthwise_tile,
@@ -206,20 +209,50 @@ def winograd_plan(t, m):
 
 def depthwise_plan(t):
     """By the kernel for groups of one channel."""
-    p, layout, n = t.p, t.layout, lanes(t.dtype)
-    rows, cols = depthwise_tile(layout.results[0, 3:5].tolist(), t.dtype)
-    source = _source_table(t)
-    taps = [(first, past, *pixels, start) for first, past, *pixels, start, _ in layout.results.tolist()]
+    p, layout = t.p, t.layout
+    phases = layout.results.tolist()
+    F = 2 if is_paired(layout) else 1
+    columns = [_columns(t, begin, end) for begin, end, *_ in phases]
+    n, rows, cols = depthwise_tile([phase[3:5] for phase in phases], columns, F, t.dtype)
+    past = np.cumsum([len(some) for some in columns]).tolist()
+    # rows follow each other without gaps, and so do slices and channels
+    is_dense = len(phases) == 1 and layout.step[1:] == (phases[0][4], 1)
+    together = max(1, TOGETHER_BYTES // (layout.channel * t.dtype.itemsize))
     numbers = _tables(
         [p.G, len(layout.tap_offset), layout.pitches[1] * layout.pitches[2], layout.pitches[2], t.result.steps[0],
-         *layout.step, len(layout.results)],
-        taps, layout.tap_offset, layout.tap_weight, source,
+         *layout.step, len(phases), _column_step(t), is_dense, layout.channel, together],
+        [(begin, end, *phase[2:6]) for begin, end, phase in zip([0, *past], past, phases)],
+        [column for some in columns for column in some], _source_table(t),
     )  # fmt: skip
-    # tiles that are larger than the image read past the plane
-    room = layout.channel + rows * layout.pitches[2] + cols * n
-    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols)
+    # tiles that are wider than the image read past the plane
+    room = together * layout.channel + cols * n
+    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_finite(t), (call,), {}, {})
+
+
+def _columns(t, begin, end):
+    """(taps, first weight, offset) of the columns of the taps begin .. end-1, each read one row below the other."""
+    (_, R, S), pitch = t.p.k, t.layout.pitches[2]
+    offsets, weights = (table[begin:end].tolist() for table in (t.layout.tap_offset, t.layout.tap_weight))
+    taps = sorted((weight // (R * S), weight % S, offset, weight) for offset, weight in zip(offsets, weights))
+    runs = []
+    for before, tap in pairwise([None, *taps]):
+        if not (before and tap[:2] == before[:2] and tap[2] == before[2] + pitch):
+            runs.append([])
+        runs[-1].append(tap[2:])
+    columns = []
+    for run in runs:
+        pieces = -(-len(run) // MOST_TAPS)
+        cuts = [len(run) * piece // pieces for piece in range(pieces + 1)]
+        columns += [(after - first, run[first][1], run[first][0]) for first, after in pairwise(cuts)]
+    return sorted(columns, reverse=True)
+
+
+def _column_step(t):
+    """Weights between the taps of a column."""
+    stride, dilation = t.p.stride[1], t.p.dilation[1]
+    return stride // gcd(stride, dilation) * t.p.k[2] * (-1 if t.adjoint else 1)
 
 
 def _test_finite(t):
