@@ -314,6 +314,9 @@ def test_depthwise_tile_at_its_edges(contraction, tile, dtype, force):
         geometry.conv((1, 3, 17, 21), (3, 1, 3, 3), groups=3, padding=((-2, 1), (3, -1)), dilation=(2, 1)),
         geometry.conv((1, 2, 20, 21), (2, 1, 2, 2), groups=2, stride=5),  # phases that no tap reaches
         geometry.conv((1, 3, 9, 1), (3, 1, 3, 5), groups=3, padding=4),  # taps of several columns in one place
+        geometry.conv(
+            (1, 8, 5, 8), (8, 1, 7, 1), groups=8, stride=2, padding=((0, 3), (3, -1))
+        ),  # planes whole rows long
     ):
         check(contraction, g, dtype, "depthwise")
 

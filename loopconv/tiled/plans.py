@@ -233,12 +233,13 @@ def depthwise_plan(t):
 
 def _columns(t, begin, end):
     """(taps, first weight, offset) of the columns of the taps begin .. end-1, each read one row below the other."""
-    (_, R, S), pitch = t.p.k, t.layout.pitches[2]
+    (_, R, S), pitch, step = t.p.k, t.layout.pitches[2], _column_step(t)
     offsets, weights = (table[begin:end].tolist() for table in (t.layout.tap_offset, t.layout.tap_weight))
     taps = sorted((weight // (R * S), weight % S, offset, weight) for offset, weight in zip(offsets, weights))
     runs = []
     for before, tap in pairwise([None, *taps]):
-        if not (before and tap[:2] == before[:2] and tap[2] == before[2] + pitch):
+        # a plane may begin a row after the one before it ends, but there other weights follow
+        if not (before and tap == (*before[:2], before[2] + pitch, before[3] + step)):
             runs.append([])
         runs[-1].append(tap[2:])
     columns = []
