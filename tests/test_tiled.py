@@ -49,6 +49,17 @@ KERNELS = {
     "dots": ("dots_",),
 }
 
+
+def depthwise_tile(rows, cols, lanes=tiles.lanes):
+    """A choice of this tile where it fits, and else, or for two phases at once, of one column or row."""
+
+    def tile(sizes, columns, F, dtype):
+        fitting = rows if rows <= min(P for P, _ in sizes) else 1
+        return lanes(dtype), fitting, cols if F == 1 else 1
+
+    return tile
+
+
 # Tiles where a test is not about them: few, since each is a kernel to compile.
 FEW = {
     "direct_tile": (*MIDDLE, True, False),
@@ -56,7 +67,7 @@ FEW = {
     "weight_tile": MIDDLE,
     # not larger than the numbers of channels and taps
     "dots_tile": lambda K, C, taps, *_: (0, 3, 3) if min(K, taps) >= 3 else (0, 1, 1),
-    "depthwise_tile": (2, 2),
+    "depthwise_tile": depthwise_tile(2, 1),
 }
 
 
@@ -79,8 +90,7 @@ def choose(patch, **choices):
     """Set tiles, as functions or as what they return without the cost, and sizes of blocks, where plans read them."""
     for name, value in choices.items():
         if not name.isupper() and not callable(value):
-            result = value if name == "depthwise_tile" else (0, *value)
-            value = lambda *_, result=result: result  # noqa: E731
+            value = lambda *_, result=(0, *value): result  # noqa: E731
         for module in (plans, tiles):
             if hasattr(module, name) and (name.isupper() or module is plans):
                 patch.setattr(module, name, value)
@@ -277,19 +287,22 @@ def test_shares_depend_on_what_sums_may_take(force):
 
 # ------------------------------------------------------------------------- every tile shape: depthwise
 
-DEPTHWISE = ((1, 1), (2, 2), (1, 7), (8, 1))
 
-
-@both(DEPTHWISE, (2, 2))
+@both(tiles.DEPTHWISE_TILES, (4, 1))
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])
 def test_depthwise_tile_at_its_edges(contraction, tile, dtype, force):
-    force(depthwise_tile=tile)
+    force(depthwise_tile=depthwise_tile(*tile))
     rows, cols = tile
     lanes = tiles.lanes(dtype)
     # P x Q result pixels: less than a tile, less than a vector, and all around
     for P, Q in itertools.product(around(rows), around(1, lanes, cols * lanes)):
         check(contraction, geometry.conv((1, 3, P, Q), (3, 1, 3, 3), padding=1, groups=3), dtype, "depthwise")
-    for P, Q in ((2 * rows + 1, 3), (2 * rows + 1, cols * lanes + 3), (11, 2 * cols * lanes + 1)):
+    for P, Q in (
+        (2 * rows + 1, 3),
+        (2 * rows + 1, cols * lanes + 3),
+        (11, 2 * cols * lanes + 1),
+        (2 * rows, 2 * lanes),
+    ):
         for stride in (1, 2, 3, (2, 1), (1, 2)):
             g = geometry.conv((2, 2, P, Q), (2, 1, 3, 2), padding=(1, 2), stride=stride, groups=2)
             check(contraction, g, dtype, "depthwise")
@@ -300,8 +313,32 @@ def test_depthwise_tile_at_its_edges(contraction, tile, dtype, force):
         geometry.conv((1, 1, 23, 29), (1, 1, 4, 5)),  # one group of one channel
         geometry.conv((1, 3, 17, 21), (3, 1, 3, 3), groups=3, padding=((-2, 1), (3, -1)), dilation=(2, 1)),
         geometry.conv((1, 2, 20, 21), (2, 1, 2, 2), groups=2, stride=5),  # phases that no tap reaches
+        geometry.conv((1, 3, 9, 1), (3, 1, 3, 5), groups=3, padding=4),  # taps of several columns in one place
+        geometry.conv(
+            (1, 8, 5, 8), (8, 1, 7, 1), groups=8, stride=2, padding=((0, 3), (3, -1))
+        ),  # planes whole rows long
     ):
         check(contraction, g, dtype, "depthwise")
+
+
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_depthwise_columns_of_any_number_of_taps(contraction, force):
+    force(depthwise_tile=depthwise_tile(4, 1, tiles.few_lanes))
+    for taps in range(1, 2 * simd.MOST_TAPS + 2):
+        for stride, dilation in ((1, 1), (2, 1), (3, 1), (1, 2), (2, 4)):
+            g = geometry.conv(
+                (1, 2, 60, 9), (2, 1, taps, 2), groups=2, padding=1, stride=(stride, 1), dilation=(dilation, 1)
+            )
+            check(contraction, g, FLOAT32, "depthwise")
+
+
+@pytest.mark.parametrize("room", [1, 600, 8 << 10])
+def test_depthwise_channels_one_by_one_or_several_before_their_sums(room, force):
+    force(TOGETHER_BYTES=room)
+    for size, stride in itertools.product((1, 3, 7, 8), (1, 2)):
+        g = geometry.conv((2, 9, size, size), (9, 1, 3, 3), groups=9, padding=1, stride=stride)
+        for contraction in ("forward", "adjoint"):
+            check(contraction, g, FLOAT32, "depthwise")
 
 
 # -------------------------------------------------------------------- every tile shape: weight gradients
@@ -582,7 +619,8 @@ def test_which_algorithm(processor, dtype, monkeypatch):
                 assert kernel.startswith(KERNELS[wanted]), (name, contraction)
             sizes = [int(size) for size in kernel.split("_") if size.isdigit()]
             sizes = sizes[1:] if kernel.startswith(("winograd_2", "winograd_4")) else sizes
-            assert sizes[0] == lanes, (name, contraction)
+            allowed = (lanes, tiles.few_lanes(dtype)) if kernel.startswith("depthwise") else (lanes,)
+            assert sizes[0] in allowed, (name, contraction)
             if kernel.startswith(("direct", "winograd_2", "winograd_4")):
                 assert tuple(sizes[-2:]) in tiles.TILES[registers], (name, contraction)
             if contraction != "weight":
@@ -849,6 +887,10 @@ GUARDED = {
     "depthwise": geometry.conv((2, 9, 17, 33), (9, 1, 3, 3), padding=1, groups=9),
     "depthwise, valid": geometry.conv((1, 9, 17, 33), (9, 1, 3, 3), groups=9),
     "depthwise, strided": geometry.conv((1, 4, 17, 33), (4, 1, 5, 5), groups=4, padding=2, stride=2),
+    "depthwise, strided, even": geometry.conv((1, 4, 18, 34), (4, 1, 3, 3), groups=4, padding=1, stride=2),
+    "depthwise, small": geometry.conv((1, 9, 7, 7), (9, 1, 5, 5), groups=9, padding=2),
+    "depthwise, small, strided": geometry.conv((1, 9, 7, 7), (9, 1, 5, 5), groups=9, padding=2, stride=2),
+    "depthwise, 3-D": geometry.conv((2, 4, 5, 9, 7), (4, 1, 3, 3, 3), groups=4, padding=1),
     "depthwise, narrow": geometry.conv((1, 4, 17, 3), (4, 1, 3, 2), groups=4),
     "winograd": geometry.conv((1, 17, 35, 37), (15, 17, 3, 3), padding=1),
     "winograd, valid": geometry.conv((1, 4, 35, 38), (26, 4, 3, 3)),

@@ -1,60 +1,97 @@
 """Forward and adjoint of groups of one channel: tiles of pixels, each row a row of the image."""
 
+from numba.extending import register_jitable
+
 from loopconv.tiled.pack import pack_channel
-from loopconv.tiled.simd import pointer, tile_add, tile_axpy, tile_spill, tile_store, tile_zeros
+from loopconv.tiled.simd import (
+    pointer,
+    tile_add,
+    tile_beside,
+    tile_slide,
+    tile_spill,
+    tile_store,
+    tile_store_every,
+    tile_zeros,
+)
 
 
-def make_depthwise(lanes, few_lanes, rows, cols):
-    """The kernel with a tile of `rows` rows of pixels x `cols` vectors.
+def make_summed(lanes, rows, cols):
+    @register_jitable(forceinline=True)  # a tile would be returned in memory
+    def summed(w, first, w_step, scratch, base, row, step, plan, begin, end):
+        """The tile of the sums over all columns of taps; those at plan[begin:end] are (taps, first weight, offset)."""
+        acc = tile_zeros(w, lanes, rows, cols)
+        for at in range(begin, end, 3):
+            i, j = first + plan[at + 1], base + plan[at + 2]
+            acc = tile_slide(acc, w, i, w_step, plan[at], scratch, j, row, step)
+        return acc
 
-    The source is copied by vectors of `few_lanes`, as rows may be short.
+    return summed
+
+
+def make_write(lanes, rows, cols):
+    @register_jitable
+    def write(numbers, out, to, row_step, step, pixel_step, n):
+        """Write the first n pixels of all rows of a tile, whose columns are `step` pixels apart, one by one."""
+        for m in range(rows):
+            for col in range(cols):
+                target = pointer(out, to + m * row_step + col * step * pixel_step)
+                for lane in range(min(lanes, n - col * step)):
+                    target[lane * pixel_step] = numbers[(m * cols + col) * lanes + lane]
+
+    return write
+
+
+def make_depthwise(lanes, few_lanes, rows, cols, F):
+    """The kernel with a tile of `rows` rows of pixels x `cols` vectors, for `F` phases of the result at a time.
+
+    The source is copied by vectors of `few_lanes`, as rows may be short. Of two phases pixels alternate in the output;
+    their tiles have one column.
     """
     width = cols * lanes
+    summed, write = make_summed(lanes, rows, cols), make_write(lanes, rows, cols)
 
     def depthwise(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, channel).
 
-        Its channel of the source is copied into the scratch, padded, and stays in the first or second cache.
+        Some channels of the source are copied into the scratch, padded, and stay in the first or second cache.
         """
         x, w, out, bias = arrays
         channels, taps, slice_, row, out_channel, s0, s1, s2, phases = (
             plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8],
         )  # fmt: skip
-        phase_table, tap_table, weight_table, source = plan[9], plan[10], plan[11], plan[12]
-        offset, weight = pointer(plan, tap_table), pointer(plan, weight_table)
+        w_step, is_dense, size, together = plan[9], plan[10], plan[11], plan[12]
+        phase_table, column_table, source = plan[13], plan[14], plan[15]
         for unit in range(first, last):
-            k = unit % channels
-            pack_channel(x, scratch, plan, source, unit, 0, few_lanes)
-            for phase in range(phases):
+            k, place = unit % channels, (unit - first) % together
+            if place == 0:
+                for number in range(min(together, last - unit)):
+                    pack_channel(x, scratch, plan, source, unit + number, number * size, few_lanes)
+            # how far vectors may run over the end of a row: into what is written next
+            over = out_channel if is_dense and unit + 1 < last else 0
+            for phase in range(0, phases, F):
                 at = phase_table + phase * 6
-                t0, t1, Z, P, Q, start = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
-                # where rows are shorter than a tile, its two vectors overlap
-                overlap = cols == 2 and lanes <= Q < width and rows <= P and s2 == 1
-                step = Q - lanes if overlap else lanes
-                tile_pixels = (cols - 1) * step + lanes
+                t0, t1 = column_table + 3 * plan[at], column_table + 3 * plan[at + 1]
+                Z, P, Q, start = plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
+                # where rows are shorter than two vectors, these overlap
+                step = max(0, min(lanes, Q - lanes)) if cols == 2 else lanes
                 for z in range(Z):
-                    p = 0
-                    while p < P:
-                        i = max(min(p, P - rows), 0)  # the last tile lies over the one before
-                        q = 0
-                        while q < Q:
+                    for p in range(0, P, rows):
+                        i = min(p, P - rows)  # the last tile lies over the one before
+                        for q in range(0, Q, width):
                             j = max(min(q, Q - width), 0)
-                            acc = tile_zeros(x, lanes, rows, cols)
-                            base = z * slice_ + i * row + j
-                            for t in range(t0, t1):
-                                acc = tile_axpy(acc, w, k * taps + weight[t], scratch, base + offset[t], row, step)
-                            acc = tile_add(acc, bias, k, 0)
+                            base = place * size + z * slice_ + i * row + j
                             to = unit * out_channel + start + z * s0 + i * s1 + j * s2
-                            if s2 == 1 and i + rows <= P and j + tile_pixels <= Q:
+                            acc = summed(w, k * taps, w_step, scratch, base, row, step, plan, t0, t1)
+                            acc = tile_add(acc, bias, k, 0)
+                            if F == 2:
+                                t2, pixels = column_table + 3 * plan[at + 7], Q + plan[at + 10]
+                                other = summed(w, k * taps, w_step, scratch, base, row, step, plan, t1, t2)
+                                pairs = tile_beside(acc, tile_add(other, bias, k, 0))
+                                tile_store_every(pairs, out, to, s1, rows, pixels - 2 * j)
+                            elif s2 == 1 and (cols - 1) * step + lanes - (Q - j) <= over:
                                 tile_store(acc, out, to, s1, step)
                             else:
-                                numbers = tile_spill(acc)
-                                for m in range(min(rows, P - i)):
-                                    target = pointer(out, to + m * s1)
-                                    for n in range(min(width, Q - j)):
-                                        target[n * s2] = numbers[m * width + n]
-                            q += width
-                        p += rows
+                                write(tile_spill(acc), out, to, s1, step, s2, Q - j)
         return 0
 
     return depthwise

@@ -202,6 +202,16 @@ def fan(layout):
     return step if are_equal and side_by_side else 1
 
 
+def is_paired(layout):
+    """Whether the phases of the result are pairs whose pixels alternate along the rows."""
+    pairs = layout.results[: len(layout.results) // 2 * 2].reshape(-1, 2, 7)
+    even, odd = pairs[:, 0], pairs[:, 1]
+    return bool(
+        layout.step[2] == 2 and len(layout.results) % 2 == 0 and (even[:, 2:4] == odd[:, 2:4]).all()
+        and (even[:, 5] + 1 == odd[:, 5]).all() and (even[:, 4] - odd[:, 4] <= 1).all()
+    )  # fmt: skip
+
+
 def is_in_place(layout, sizes, steps):
     """Whether the source array can be read as it is: one plane without gaps, so that no tap meets padding."""
     is_dense = layout.pitches == layout.lengths == sizes and steps[1:3] == (sizes[1] * sizes[2], sizes[2])

@@ -1,68 +1,127 @@
 """Copies into the flattened, zero-padded buffers of layout.py, and of weights into the order they are read in."""
 
+from numba import types
 from numba.extending import overload
 
-from loopconv.tiled.simd import pointer, tile_axpy, tile_load_every, tile_spill, tile_store, tile_zeros
+from loopconv.tiled.simd import (
+    pointer,
+    tile_axpy,
+    tile_load_every,
+    tile_spill,
+    tile_store,
+    tile_zeros,
+)
 
 
-def copy_row(row, every, n, whole, place, lanes):
-    """place[i] = row[i*every] for all i < n, by vectors of which the last lies over the one before.
+def copy_row(row, every, planes, n, readable, place, plane, room, lanes):
+    """place[f*plane + i] = row[i*every + f] for all i < n and f < planes, by vectors of the `readable` elements of row.
 
-    `every` elements follow each i < whole.
+    The last vector lies over the one before; that of a short row runs over its end, into the `room` of each plane. So
+    may the last number of a second plane.
     """
-    if whole < lanes:
+    whole = min(n, readable // every)
+    if whole >= lanes:
+        for i in range(0, whole, lanes):
+            j = min(i, whole - lanes)
+            tile_store(tile_load_every(row, j * every, 0, every, lanes, 1, planes), place, j, 0, plane)
+    elif lanes <= room and lanes * every <= readable:
+        tile_store(tile_load_every(row, 0, 0, every, lanes, 1, planes), place, 0, 0, plane)
+        whole = n
+    else:
         whole = 0
-    for i in range(0, whole, lanes):
-        j = min(i, whole - lanes)
-        tile_store(tile_load_every(row, j * every, 0, every, lanes, 1, 1), place, j, 0, 0)
-    for i in range(whole, n):
+    while whole < n:
+        place[whole] = row[whole * every]
+        if planes == 2 and whole * every + 1 < readable:
+            place[plane + whole] = row[whole * every + 1]
+        whole += 1
+
+
+def copy_numbers(row, every, planes, n, readable, place, plane, room, lanes):
+    """`copy_row` for any step, by numbers."""
+    for i in range(n):
         place[i] = row[i * every]
 
 
-@overload(copy_row, strict=False, prefer_literal=True)
-def _copy_row(*arguments):
-    """Itself, where `every` and `lanes` are numbers known to the compiler."""
-    return copy_row
+def clear(place, begin, end, past, lanes):
+    """place[begin:end] = 0 by vectors, which may run over the end, but not over `past`."""
+    while begin < end:
+        if begin + lanes <= past:
+            tile_store(tile_zeros(place, lanes, 1, 1), place, begin, 0, 0)
+            begin += lanes
+        else:
+            place[begin] = 0
+            begin += 1
+
+
+def pack_plane(x, first, every, planes, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes):
+    """Write the plane of Z x P x n pixels of x from `first` on, `every` apart in a row, with zeros around.
+
+    Of two planes the other has the `odd` pixels of a row that follow one of those. Both are written from beginning to
+    end, so that vectors may run over into what is written next.
+    """
+    done, done_odd, z, p = 0, 0, 0, 0
+    for number in range(Z * P + 1):
+        is_row = number < Z * P
+        start = origin + z * slice_pitch + p * pitch if is_row else plane
+        clear(place, done, start, plane, lanes)
+        if planes == 2:
+            clear(pointer(place, plane), done_odd, start, plane, lanes)
+        if is_row:
+            begin = first + z * slice_ + p * line
+            row, to = pointer(x, begin), pointer(place, start)
+            copy_row(row, every, planes, n, x.size - begin, to, plane, plane - start, lanes)
+        done, done_odd, p = start + n, start + odd, p + 1
+        if p == P:
+            z, p = z + 1, 0
+
+
+@overload(copy_row, strict=False, prefer_literal=True, jit_options={"forceinline": True})
+def _copy_row(row, every, *others):
+    """Itself, where `every`, `planes` and `lanes` are numbers known to the compiler.
+
+    Called as a function, with all its arguments, it took longer than what it does.
+    """
+    return copy_row if isinstance(every, types.IntegerLiteral) else copy_numbers
+
+
+@overload(clear, strict=False, prefer_literal=True, jit_options={"forceinline": True})
+def _clear(*arguments):
+    """Itself, where `lanes` is a number known to the compiler."""
+    return clear
+
+
+@overload(pack_plane, strict=False, prefer_literal=True)
+def _pack_plane(*arguments):
+    """Itself, where `planes` and `lanes`, and mostly `every`, are numbers known to the compiler."""
+    return pack_plane
 
 
 def pack_channel(x, buffer, plan, table, channel, target, lanes):
     """Write all phase planes of one channel of `x` to buffer[target:], with zeros around.
 
-    x has elements at channel*steps[0] + d*steps[1] + h*steps[2] + w, within sizes (D, H, W) and counted from the
-    channel's image on. plan[table:] are (channels per image, image step, three steps, three sizes, lengths of two
-    axes, rows of a slice, pitch, origin, plane, phases), and then first pixel and step of each phase on three axes.
+    plan[table:] are (elements of a channel of x, pitch of a slice, of a row, origin, plane, number of entries), and
+    then for each plane, or for two that are read together, (first element, step in a row, planes, slices, rows, pixels
+    of a row, of the other plane's, elements between slices, between rows).
     """
-    channels, image = plan[table], plan[table + 1]
-    step, step1, step2 = plan[table + 2], plan[table + 3], plan[table + 4]
-    D, H, W, lz, lp = plan[table + 5], plan[table + 6], plan[table + 7], plan[table + 8], plan[table + 9]
-    rows, pitch, origin, plane, phases = (
-        plan[table + 10], plan[table + 11], plan[table + 12], plan[table + 13], plan[table + 14],
+    step, slice_pitch, pitch, origin, plane, entries = (
+        plan[table], plan[table + 1], plan[table + 2], plan[table + 3], plan[table + 4], plan[table + 5],
     )  # fmt: skip
-    begin = channel // channels * image + channel % channels * step
-    for phase in range(phases):
-        at = table + 15 + phase * 6
-        z0, p0, q0, sz, sp, sq = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
-        place = pointer(buffer, target + phase * plane)
-        n = (W - q0 + sq - 1) // sq
-        done = 0
-        for z in range(lz):
-            for p in range(lp):
-                d, h = z0 + z * sz, p0 + p * sp
-                if d < D and h < H:
-                    start = origin + (z * rows + p) * pitch
-                    for i in range(done, start):
-                        place[i] = 0
-                    row, to = pointer(x, begin + d * step1 + h * step2 + q0), pointer(place, start)
-                    if sq == 1:
-                        copy_row(row, 1, n, n, to, lanes)
-                    elif sq == 2:
-                        copy_row(row, 2, n, (W - q0) // 2, to, lanes)
-                    else:
-                        for i in range(n):
-                            to[i] = row[i * sq]
-                    done = start + n
-        for i in range(done, plane):
-            place[i] = 0
+    for entry in range(entries):
+        at = table + 6 + entry * 9
+        first, every, planes, Z, P, n, odd, slice_, line = (
+            channel * step + plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5],
+            plan[at + 6], plan[at + 7], plan[at + 8],
+        )  # fmt: skip
+        place = pointer(buffer, target)
+        target += planes * plane
+        if every == 1:
+            pack_plane(x, first, 1, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
+        elif planes == 2:
+            pack_plane(x, first, 2, 2, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
+        elif every == 2:
+            pack_plane(x, first, 2, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
+        else:
+            pack_plane(x, first, every, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
 
 
 @overload(pack_channel, strict=False, prefer_literal=True)
@@ -77,9 +136,9 @@ def make_pack(lanes):
     def pack(arrays, scratch, plan, first, last):
         """Write all phase planes of the channels first .. last-1 of `x`, and after the last of all plan[0] zeros."""
         x, buffer = arrays
-        size = plan[14] * plan[15]
+        size = plan[1]
         for channel in range(first, last):
-            pack_channel(x, buffer, plan, 1, channel, channel * size, lanes)
+            pack_channel(x, buffer, plan, 2, channel, channel * size, lanes)
         if last * size + plan[0] == buffer.size:
             for i in range(last * size, buffer.size):
                 buffer[i] = 0

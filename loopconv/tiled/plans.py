@@ -1,7 +1,8 @@
 """From a Geometry to stages: which kernels run on which arrays, with which tables of integers."""
 
 from functools import lru_cache
-from math import prod
+from itertools import pairwise
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,15 @@ from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.launch import compiled
-from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, problem
+from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, is_paired, problem
+from loopconv.tiled.simd import MOST_TAPS
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
     SUMS_BYTES,
+    TOGETHER_BYTES,
     TOTALS_BYTES,
     UNITS,
     depthwise_tile,
@@ -224,20 +227,51 @@ def winograd_plan(t, m):
 
 def depthwise_plan(t):
     """By the kernel for groups of one channel."""
-    p, layout, n = t.p, t.layout, lanes(t.dtype)
-    rows, cols = depthwise_tile(layout.results[0, 3:5].tolist(), t.dtype)
-    source = _source_table(t)
-    taps = [(first, past, *pixels, start) for first, past, *pixels, start, _ in layout.results.tolist()]
+    p, layout = t.p, t.layout
+    phases = layout.results.tolist()
+    F = 2 if is_paired(layout) else 1
+    columns = [_columns(t, begin, end) for begin, end, *_ in phases]
+    n, rows, cols = depthwise_tile([phase[3:5] for phase in phases], columns, F, t.dtype)
+    past = np.cumsum([len(some) for some in columns]).tolist()
+    # rows follow each other without gaps, and so do slices and channels
+    is_dense = len(phases) == 1 and layout.step[1:] == (phases[0][4], 1)
+    together = max(1, TOGETHER_BYTES // (layout.channel * t.dtype.itemsize))
     numbers = _tables(
         [p.G, len(layout.tap_offset), layout.pitches[1] * layout.pitches[2], layout.pitches[2], t.result.steps[0],
-         *layout.step, len(layout.results)],
-        taps, layout.tap_offset, layout.tap_weight, source,
+         *layout.step, len(phases), _column_step(t), is_dense, layout.channel, together],
+        [(begin, end, *phase[2:6]) for begin, end, phase in zip([0, *past], past, phases)],
+        [column for some in columns for column in some], _source_table(t),
     )  # fmt: skip
-    # tiles that are larger than the image read past the plane
-    room = layout.channel + rows * layout.pitches[2] + cols * n
-    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols)
+    # tiles that are wider than the image read past the plane
+    room = together * layout.channel + cols * n
+    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_weights(t), (call,), {}, {})
+
+
+def _columns(t, begin, end):
+    """(taps, first weight, offset) of the columns of the taps begin .. end-1, each read one row below the other."""
+    (_, R, S), pitch, step = t.p.k, t.layout.pitches[2], _column_step(t)
+    offsets, weights = (table[begin:end].tolist() for table in (t.layout.tap_offset, t.layout.tap_weight))
+    taps = sorted((weight // (R * S), weight % S, offset, weight) for offset, weight in zip(offsets, weights))
+    runs = []
+    for before, tap in pairwise([None, *taps]):
+        # a plane may begin a row after the one before it ends, but there other weights follow
+        if not (before and tap == (*before[:2], before[2] + pitch, before[3] + step)):
+            runs.append([])
+        runs[-1].append(tap[2:])
+    columns = []
+    for run in runs:
+        pieces = -(-len(run) // MOST_TAPS)
+        cuts = [len(run) * piece // pieces for piece in range(pieces + 1)]
+        columns += [(after - first, run[first][1], run[first][0]) for first, after in pairwise(cuts)]
+    return sorted(columns, reverse=True)
+
+
+def _column_step(t):
+    """Weights between the taps of a column."""
+    stride, dilation = t.p.stride[1], t.p.dilation[1]
+    return stride // gcd(stride, dilation) * t.p.k[2] * (-1 if t.adjoint else 1)
 
 
 def _test_finite(geometry, dtype):
@@ -257,13 +291,30 @@ def _pack_source(t, slack):
     """(stage, rooms) for the buffer; what reads past the last plane, up to `slack` elements, finds zeros."""
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
-    numbers = np.array([slack, *_source_table(t)], np.int64)
+    numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
     kernel = compiled(packers.make_pack, few_lanes(t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 
 def _source_table(t):
-    return _source(t.p, t.layout, t.C, t.source.sizes, t.source.steps)
+    """What `pack_channel` has to know of the source and of its planes."""
+    layout, sizes, steps = t.layout, t.source.sizes, t.source.steps
+    if is_in_place(layout, sizes, steps):  # one long row
+        layout, sizes = dense_layout((1, 1, prod(sizes))), (1, 1, prod(sizes))
+    entries, before = [], None
+    for *begin, sz, sp, sq in layout.source.tolist():
+        first = begin[0] * steps[1] + begin[1] * steps[2] + begin[2]
+        if sq == 2 and before == [*begin[:2], begin[2] - 1]:
+            entries[-1][2] = 2  # read together with those before
+        else:
+            pixels = [max(-(-(n - i) // s), 0) for n, i, s in zip(sizes, begin, (sz, sp, sq))]
+            entries.append([first, sq, 1, *pixels, (sizes[2] - begin[2]) // sq, sz * steps[1], sp * steps[2]])
+        before = begin
+    pitches = layout.pitches
+    return [
+        steps[0], pitches[1] * pitches[2], pitches[2], layout.origin, layout.plane, len(entries),
+        *(number for entry in entries for number in entry),
+    ]  # fmt: skip
 
 
 def _source(p, layout, C, sizes, steps):

@@ -17,6 +17,8 @@ from numba.extending import intrinsic, register_model
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _ELEMENT = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
+# Taps that a tile takes at once: their factors are in registers beside the tile.
+MOST_TAPS = 5
 
 # Winograd's F(m x m, 3x3): a tile of m x m results from (m+2) x (m+2) inputs d and a kernel g of 3x3 taps is
 # output(weight(g) * input(d)), the product taken element by element. Points 0, 1, -1 and infinity for m = 2, and 1/2
@@ -120,6 +122,63 @@ def tile_axpy(typing, tile, a, i, b, j, row_step, col_step):
 
     i64 = types.int64
     return tile(tile, a, i64, b, i64, i64, i64), codegen
+
+
+@intrinsic
+def tile_slide(typing, tile, a, i, step, taps, b, j, row_step, col_step):
+    """tile[m, n, :] + sum over t < taps of a[i + t*step] * b[j + (m + t)*row_step + n*col_step :][:lanes].
+
+    A tile of rows of pixels under a column of 1 to MOST_TAPS taps: each row of `b` is read once for all of them.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        acc, a_, i_, step_, taps_, b_, j_, row_step_, col_step_ = arguments
+        first, begin = _address(context, builder, a, a_, i_), _address(context, builder, b, b_, j_)
+        after = builder.append_basic_block("slid")
+        known = {number: builder.append_basic_block(f"taps{number}") for number in range(1, MOST_TAPS + 1)}
+        switch = builder.switch(taps_, known[MOST_TAPS])
+        ends = []
+        for number, block in known.items():
+            if number < MOST_TAPS:
+                switch.add_case(_INT64(number), block)
+            builder.position_at_end(block)
+            places = [builder.gep(first, [builder.mul(step_, _INT64(t))]) for t in range(number)]
+            factors = [_splat(builder, _load(builder, place, tile.dtype_ir), tile.vector) for place in places]
+            sums = [builder.extract_value(acc, at) for at in range(tile.rows * tile.cols)]
+            for row, n in product(range(tile.rows + number - 1), range(tile.cols)):
+                shift = builder.add(builder.mul(row_step_, _INT64(row)), builder.mul(col_step_, _INT64(n)))
+                vector = _load(builder, builder.gep(begin, [shift]), tile.vector)
+                for t in range(max(0, row - tile.rows + 1), min(row + 1, number)):
+                    at = (row - t) * tile.cols + n
+                    sums[at] = _fma(builder, factors[t], vector, sums[at])
+            builder.branch(after)
+            ends.append((sums, builder.block))
+        builder.position_at_end(after)
+        totals = [builder.phi(tile.vector) for _ in range(tile.rows * tile.cols)]
+        for at, total in enumerate(totals):
+            for sums, block in ends:
+                total.add_incoming(sums[at], block)
+            acc = builder.insert_value(acc, total, at)
+        return acc
+
+    i64 = types.int64
+    return tile(tile, a, i64, i64, i64, b, i64, i64, i64), codegen
+
+
+@intrinsic
+def tile_beside(typing, left, right):
+    """The columns of one tile, and after them those of another of the same size."""
+    tile = Tile(left.dtype, left.lanes, left.rows, 2 * left.cols)
+
+    def codegen(context, builder, signature, arguments):
+        acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            side, column = divmod(n, left.cols)
+            vector = builder.extract_value(arguments[side], m * left.cols + column)
+            acc = builder.insert_value(acc, vector, m * tile.cols + n)
+        return acc
+
+    return tile(left, right), codegen
 
 
 @intrinsic
