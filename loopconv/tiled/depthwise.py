@@ -2,6 +2,7 @@
 
 from numba.extending import register_jitable
 
+from loopconv.loops.compile import named
 from loopconv.tiled.pack import pack_channel
 from loopconv.tiled.simd import (
     pointer,
@@ -17,6 +18,7 @@ from loopconv.tiled.simd import (
 
 def make_summed(lanes, rows, cols):
     @register_jitable(forceinline=True)  # a tile would be returned in memory
+    @named(lanes, rows, cols)
     def summed(w, first, w_step, scratch, base, row, step, plan, begin, end):
         """The tile of the sums over all columns of taps; those at plan[begin:end] are (taps, first weight, offset)."""
         acc = tile_zeros(w, lanes, rows, cols)
@@ -30,6 +32,7 @@ def make_summed(lanes, rows, cols):
 
 def make_write(lanes, rows, cols):
     @register_jitable
+    @named(lanes, rows, cols)
     def write(numbers, out, to, row_step, step, pixel_step, n):
         """Write the first n pixels of all rows of a tile, whose columns are `step` pixels apart, one by one."""
         for m in range(rows):

@@ -14,6 +14,9 @@ from loopconv.tiled.simd import (
     tile_zeros,
 )
 
+# How far ahead weights are asked for: 512->512 3x3, 7x7, whose weights are in no second-level cache, 3.0 -> 2.8 ms.
+AHEAD = 2048
+
 
 def make_write_runs(lanes):
     @register_jitable
@@ -128,11 +131,13 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                                 b = panels + (tile - tile0) * panel
                                 for step in range(steps):
                                     acc = tile_outer(acc, w, i, 1, scratch, b + offset[step])
+                                    prefetch(w, i + AHEAD)
                                     i += rows
                             else:
                                 b = base + tile * width - begin
                                 for step in range(steps):
                                     acc = tile_outer(acc, w, i, 1, buffer, b + offset[step])
+                                    prefetch(w, i + AHEAD)
                                     i += rows
                             m = g * M + r * rows
                             if whole and c1 == C and (r + 1) * rows <= M:

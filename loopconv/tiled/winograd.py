@@ -9,6 +9,7 @@ from numba.extending import register_jitable
 from loopconv.loops.compile import named
 from loopconv.tiled.simd import (
     pointer,
+    prefetch,
     tile_add,
     tile_load,
     tile_load_every,
@@ -19,6 +20,10 @@ from loopconv.tiled.simd import (
     tile_transform,
     tile_zeros,
 )
+
+# How far ahead weights are asked for: 256->256, 14x14, 1.56 -> 1.33 ms with a tile of (12, 2); but 1.41 -> 1.67 with
+# (24, 1), which is bound by its loads.
+AHEAD = 2048
 
 
 def make_transform_weights(m, rows):
@@ -133,6 +138,8 @@ def make_winograd(m, lanes, rows, cols):
                             b = v0 + xi * v_step + j
                             for _ in range(T * C):
                                 acc = tile_outer(acc, u, i, 1, v, b)
+                                if cols > 1:
+                                    prefetch(u, i + AHEAD)
                                 i += rows
                                 b += most
                             tile_store(acc, scratch, products + xi * step + (block - b0) * rows * most + j, most, lanes)
