@@ -78,6 +78,15 @@ def source_hash(rooms=ROOMS):
 class ForgivingCache(FunctionCache):
     """A disk cache whose failures (truncated files, full or read-only disks) mean "compile again"."""
 
+    def _index_key(self, sig, codegen):
+        """Numba's key, but functions in the closure count by their names, which have the sizes they are made for.
+
+        Numba pickles them, differently in every process, and finds nothing again.
+        """
+        held = [cell.cell_contents for cell in self._py_func.__closure__ or ()]
+        closure = repr([value.__qualname__ if callable(value) else value for value in held])
+        return sig, codegen.magic_tuple(), (self._py_func.__code__.co_code, closure)
+
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)
