@@ -272,8 +272,9 @@ def conv_weight_grad(
         Those of that call; see `conv`.
     out, backend, precision
         See `conv`.
-    algorithm : {'outer', 'dots'}, optional
-        How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
+    algorithm : {'outer', 'dots', 'winograd2'}, optional
+        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
+        F(2x2, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
 
     Returns
     -------
@@ -552,8 +553,9 @@ def conv_transpose_weight_grad(
         May be left out, since the shape of `grad` says the same; checked where given.
     out, backend, precision
         See `conv`.
-    algorithm : {'outer', 'dots'}, optional
-        How the backend 'tiled' sums: outer products of channels, or dot products along rows, for few channels.
+    algorithm : {'outer', 'dots', 'winograd2'}, optional
+        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
+        F(2x2, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
 
     Returns
     -------
