@@ -70,6 +70,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
         `arrays` are the buffer, the packed weights, the result and the bias; panels.py has the tables in `plan`.
         """
         buffer, w, out, bias = arrays
+        pixels = scratch if paneled else buffer
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_step = plan[7], plan[8], plan[9]
         phases, parts, shares = plan[10], plan[11], plan[12]
@@ -127,18 +128,11 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                                 acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
                             i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
                             steps = (c1 - c0) * (t1 - t0)
-                            if paneled:
-                                b = panels + (tile - tile0) * panel
-                                for step in range(steps):
-                                    acc = tile_outer(acc, w, i, 1, scratch, b + offset[step])
-                                    prefetch(w, i + AHEAD)
-                                    i += rows
-                            else:
-                                b = base + tile * width - begin
-                                for step in range(steps):
-                                    acc = tile_outer(acc, w, i, 1, buffer, b + offset[step])
-                                    prefetch(w, i + AHEAD)
-                                    i += rows
+                            b = panels + (tile - tile0) * panel if paneled else base + tile * width - begin
+                            for step in range(steps):
+                                acc = tile_outer(acc, w, i, 1, pixels, b + offset[step])
+                                prefetch(w, i + AHEAD)
+                                i += rows
                             m = g * M + r * rows
                             if whole and c1 == C and (r + 1) * rows <= M:
                                 to = n * out_image + m * out_channel + dense + tile * width - begin
