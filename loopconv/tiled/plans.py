@@ -20,10 +20,10 @@ from loopconv.tiled.tiles import (
     PANEL_BYTES,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
-    SUMS_BYTES,
     TOGETHER_BYTES,
     TOTALS_BYTES,
     UNITS,
+    blocks_of_a_share,
     depthwise_tile,
     direct_part,
     direct_tile,
@@ -134,7 +134,7 @@ def direct_plan(t):
     F = fan(layout)
     blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases) // F
     parts = -(-max([1, *(phase.tiles for phase in tiling.phases)]) // part)
-    fitting = max(1, SUMS_BYTES // (F * rows * part * width * dtype.itemsize))
+    fitting = blocks_of_a_share(layout, rows, part * width, dtype)
     shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
     numbers = _tables(

@@ -6,6 +6,7 @@ from math import prod
 import llvmlite.binding as llvm
 import numpy as np
 
+from loopconv.tiled.layout import fan
 from loopconv.tiled.panels import copies_of_a_part
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
@@ -114,13 +115,14 @@ def _direct_cost(M, C, layout, dtype, tile, paneled, gathered):
     tiles = direct_tiles(layout, width, gathered)
     if gathered and sum(copies) * sum(tiles) / part > GATHERED_COPIES:
         return float("inf")
+    shares = -(-blocks // blocks_of_a_share(layout, rows, part * width, dtype))  # each makes the panels anew
     is_far = layout.channel * np.dtype(dtype).itemsize >= PAGE_BYTES
     step = _step(rows, cols) * _hindrance(paneled, gathered, is_far)
     cost = 0
     for phase, count, number in zip(layout.results.tolist(), copies, tiles):
         at_once = layout.step[2] == 1 and (gathered or phase[6] == prod(phase[2:5]))
         tile = TILE + (0 if at_once else WRITE * rows * cols)
-        cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY / part) + blocks * tile)
+        cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY * shares / part) + blocks * tile)
     return cost
 
 
@@ -133,6 +135,11 @@ def direct_part(layout, width, gathered):
     """Tiles in a part."""
     tiles = max([1, *direct_tiles(layout, width, gathered)])
     return -(-tiles // -(-tiles // PART))
+
+
+def blocks_of_a_share(layout, rows, positions, dtype):
+    """How many blocks of result channels have room for the sums of a unit of the direct kernel."""
+    return max(1, SUMS_BYTES // (fan(layout) * rows * positions * np.dtype(dtype).itemsize))
 
 
 # Cycles of Winograd's transforms of the inputs and of the results of a vector of tiles, by m, and of one kernel's
