@@ -8,16 +8,18 @@ import numpy as np
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import launch
-from loopconv.tiled.layout import has_winograd_kernel, problem
+from loopconv.tiled.layout import phase_taps, problem
 from loopconv.tiled.plans import (
     depthwise_plan,
     direct_plan,
     dots_plan,
     outer_plan,
     task,
+    tile_lines,
     winograd_plan,
     winograd_weight_plan,
 )
+from loopconv.tiled.simd import MATRICES, sides
 from loopconv.tiled.tiles import (
     WINOGRAD_WEIGHT,
     direct_tile,
@@ -99,8 +101,11 @@ def zeros(size, dtype):
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call."""
-    fitting = {"depthwise": is_depthwise(geometry)} | dict.fromkeys(("winograd2", "winograd4"), is_winograd(geometry))
-    return tuple(name for name in (PRODUCTS if contraction == "weight" else SUMS) if fitting.get(name, True))
+    if contraction == "weight":
+        return tuple(name for name in PRODUCTS if name != "winograd2" or is_winograd_product(geometry))
+    fitting = {"depthwise": is_depthwise(geometry)}
+    fitting |= {f"winograd{m}": is_winograd(geometry, m) for m in (2, 4)}
+    return tuple(name for name in SUMS if fitting.get(name, True))
 
 
 def is_depthwise(geometry):
@@ -108,9 +113,15 @@ def is_depthwise(geometry):
     return geometry.groups == geometry.c == geometry.k and has_pixels(geometry)
 
 
-def is_winograd(geometry):
-    """Whether F(m x m, 3x3) takes the call."""
-    return has_winograd_kernel(geometry) and has_pixels(geometry)
+def is_winograd(geometry, m=2):
+    """Whether F(m x m, R x S) takes the call."""
+    taps = phase_taps(geometry)
+    return has_pixels(geometry) and max(taps) > 1 and all((m, n, "input") in MATRICES for n in taps)
+
+
+def is_winograd_product(geometry):
+    """Whether F(2x2, 3x3) takes the weight gradient."""
+    return is_winograd(geometry, 4) and geometry.kernel[-2:] == (3, 3) and set(geometry.dilation[-2:]) == {1}
 
 
 def has_pixels(geometry):
@@ -146,11 +157,13 @@ def is_winograd_exact(t):
 
 
 def is_winograd_faster(t, is_planned):
-    """Whether F(2x2, 3x3) is expected to be faster; in a plain call, its transform of the weights included."""
-    C, kernels, slices = t.C * t.p.k[0], t.M * t.C * t.p.k[0] * t.p.G, t.p.N * t.p.G * t.result.sizes[0]
-    direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * t.p.N * t.p.G
-    winograd = winograd_tile(2, t.M, C, t.result.sizes[1:], t.dtype)[0] * slices
-    return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * kernels) < direct
+    """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
+    squares, lines, tiles = tile_lines(t.geometry, t.adjoint, 2)
+    (F, T, *taps), groups = squares.taps.shape, t.p.N * t.p.G
+    winograd = winograd_tile(2, taps, t.M, T * t.C, (len(lines[0]), tiles), t.dtype)[0] * F * groups
+    numbers = prod(sides(2, *taps)[2:]) * F * T * t.C * t.M * t.p.G
+    direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * groups
+    return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * numbers) < direct
 
 
 @lru_cache(maxsize=256)
@@ -167,7 +180,7 @@ def preferred_product(geometry, dtype):
         "outer": min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0] * taps * pixels,
         "dots": dots_tile(p.K, p.C, taps, p.y, dtype)[0] * pixels,  # where channels would leave lanes empty
     }
-    if is_winograd(geometry) and reaches_most_pixels(p):
+    if is_winograd_product(geometry) and reaches_most_pixels(p):
         costs["winograd2"] = winograd_weight_tile(p, dtype)[0]
     return min(costs, key=costs.get)
 

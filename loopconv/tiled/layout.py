@@ -65,9 +65,15 @@ def problem(g):
     )  # fmt: skip
 
 
-def has_winograd_kernel(g):
-    """Whether F(2x2, 3x3) is for this kernel."""
-    return g.kernel[-2:] == (3, 3) and set(g.stride) == {1} and set(g.dilation[-2:]) == {1}
+def phase_taps(g):
+    """Taps (R, S) that every phase of a strided call has on the last two axes; a 0 where phases differ.
+
+    A dilated call has as many: its result has phases, each of which reads one phase of the source.
+    """
+    k, stride, dilation = ((1, *values)[-2:] for values in (g.kernel, g.stride, g.dilation))
+    if (g.rank == 3 and g.stride[0] != 1) or (max(stride) > 1 and max(dilation) > 1):
+        return 0, 0
+    return tuple(0 if n % s else n // s for n, s in zip(k, stride))
 
 
 class Axis(NamedTuple):
@@ -111,28 +117,38 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def forward_layout(p):
-    """Layout of x for y = C x, and for the weight gradient: phases of x, one phase of y."""
-    taps = [
-        [divmod(r * d - lo, s) for r in range(k)]  # (shift, phase of x)
-        for k, s, d, lo in zip(p.k, p.stride, p.dilation, p.pad)
+def forward_layout(p, every=(1, 1, 1)):
+    """Layout of x for y = C x, and for the weight gradient: phases of x, and of y those of pixels `every` apart."""
+    results = [
+        [
+            (i, -(-(o - i) // m), [divmod(i * s + r * d - lo, s * m) for r in range(k)])  # (shift, phase of x)
+            for i in range(min(m, o))
+        ]
+        for o, k, s, d, lo, m in zip(p.y, p.k, p.stride, p.dilation, p.pad, every)
     ]
+    stride = [s * m for s, m in zip(p.stride, every)]
     axes = [
-        _axis(-(-n // s), o, [(shift, o) for shift, _ in axis_taps])
-        for n, s, o, axis_taps in zip(p.x, p.stride, p.y, taps)
+        _axis(-(-n // s), axis[0][1] if axis else 0, [(shift, pixels) for _, pixels, taps in axis for shift, _ in taps])
+        for n, s, axis in zip(p.x, stride, results)
     ]
-    phases = sorted(set(product(*([phase for _, phase in axis_taps] for axis_taps in taps))))
+    phases = sorted(product(*({phase for *_, taps in axis for _, phase in taps} for axis in results)))
     plane, pitches, steps, origin = _plane(axes)
-    offsets = [
-        phases.index(tuple(phase for _, phase in tap)) * plane
-        + origin
-        + sum(shift * step for (shift, _), step in zip(tap, steps))
-        for tap in product(*taps)
-    ]
-    source = np.array([[*phase, *p.stride] for phase in phases], np.int64)
-    results = [[0, len(offsets), *p.y, 0, _flat(p.y, steps)]]
+    rows, offsets = [], []
+    for result in product(*results):
+        first = len(offsets)
+        offsets += [
+            phases.index(tuple(phase for _, phase in tap)) * plane
+            + origin
+            + sum(shift * step for (shift, _), step in zip(tap, steps))
+            for tap in product(*(taps for *_, taps in result))
+        ]
+        pixels = [pixels for _, pixels, _ in result]
+        start = sum(i * step for (i, *_), step in zip(result, p.y_step[1:]))
+        rows.append([first, len(offsets), *pixels, start, _flat(pixels, steps)])
+    source = np.array([[*phase, *stride] for phase in phases], np.int64).reshape(-1, 6)
     lengths = tuple(axis.length for axis in axes)
-    return _layout(source, lengths, pitches, origin, plane, results, offsets, list(range(len(offsets))), p.y_step[1:])
+    step = tuple(step * m for step, m in zip(p.y_step[1:], every))
+    return _layout(source, lengths, pitches, origin, plane, rows, offsets, [*range(prod(p.k))] * len(rows), step)
 
 
 @lru_cache(maxsize=512)
@@ -164,6 +180,54 @@ def adjoint_layout(p):
     lengths = tuple(axis.length for axis in axes)
     step = tuple(step * s for step, s in zip(p.x_step[1:], p.stride))
     return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step)
+
+
+class Squares(NamedTuple):
+    """A layout whose taps are squares, as Winograd's transforms take them: those of one phase, side by side.
+
+    Attributes
+    ----------
+    layout : Layout
+        Of the source; its taps are those of phases with weights of their own.
+    terms : int64 array (F, T)
+        For each of F sets of weights, the offsets of its T squares after the first.
+    taps : int64 array (F, T, R, S)
+        For each tap, as the source's pixels run, its place in `layout.tap_weight`.
+    phases : list of F int64 arrays (phases, 5)
+        Those of the result with these weights: (offset of the first square, first result element, pixels on 3 axes).
+    """
+
+    layout: Layout
+    terms: np.ndarray
+    taps: np.ndarray
+    phases: list
+
+
+@lru_cache(maxsize=512)
+def square_layout(p, is_adjoint, R, S):
+    """The squares of R x S taps of a call that has `phase_taps` (R, S)."""
+    if max(p.stride) > 1:
+        layout = adjoint_layout(p) if is_adjoint else forward_layout(p)
+        offsets, groups, F = layout.tap_offset, (1, 1) if is_adjoint else p.stride[1:], len(layout.results)
+    else:  # all phases have the same weights
+        layout, groups, F = forward_layout(_mirrored(p) if is_adjoint else p, (1, *p.dilation[1:])), (1, 1), 1
+        offsets = layout.tap_offset.reshape(-1, prod(p.k))[:, :: -1 if is_adjoint else 1].reshape(-1)
+    taps = np.array([range(t0, t1) for t0, t1 in layout.results[:, :2]]).reshape(-1, p.k[0], R, groups[0], S, groups[1])
+    taps = taps.transpose(0, 1, 3, 5, 2, 4).reshape(len(taps), -1, R, S)
+    if is_adjoint:
+        taps = taps[:, :, ::-1, ::-1]
+    first = offsets[taps[:, :, 0, 0]]
+    phases = np.concatenate([first[:, :1], layout.results[:, 5:6], layout.results[:, 2:5]], axis=1)
+    if max(p.stride) == 1:
+        T = prod(p.k)
+        layout = layout._replace(results=layout.results[:1], tap_offset=offsets[:T], tap_weight=layout.tap_weight[:T])
+    return Squares(layout, (first - first[:, :1])[:F], taps[:F], np.split(phases, F))
+
+
+def _mirrored(p):
+    """The forward problem of stride 1 that is the adjoint of `p`, its taps in reverse."""
+    pad = tuple((k - 1) * d - lo for k, d, lo in zip(p.k, p.dilation, p.pad))
+    return p._replace(x=p.y, y=p.x, pad=pad, x_step=p.y_step, y_step=p.x_step)
 
 
 @lru_cache(maxsize=512)

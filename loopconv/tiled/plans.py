@@ -13,8 +13,18 @@ from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.launch import compiled
-from loopconv.tiled.layout import adjoint_layout, dense_layout, fan, forward_layout, is_in_place, is_paired, problem
-from loopconv.tiled.simd import MOST_TAPS
+from loopconv.tiled.layout import (
+    adjoint_layout,
+    dense_layout,
+    fan,
+    forward_layout,
+    is_in_place,
+    is_paired,
+    phase_taps,
+    problem,
+    square_layout,
+)
+from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
@@ -111,6 +121,30 @@ def task(geometry, contraction, dtype):
     return Task(geometry, p, dtype, adjoint_layout(p), p.K, y, p.C, x, (group, taps, k_step), True)
 
 
+@lru_cache(maxsize=256)
+def tile_lines(geometry, is_adjoint, m):
+    """(squares, lines, tiles of a line) of a call by F(m x m, R x S).
+
+    Lines are an array (set of weights, line, 4): offset in a channel, first result element, rows of pixels, pixels of a
+    row. Those of the phases follow each other, so that what they write side by side is written together.
+    """
+    R, S = phase_taps(geometry)
+    squares = square_layout(problem(geometry), is_adjoint, R, S)
+    high, wide, *_ = sides(m, R, S)
+    step, (_, slice_, pitch) = squares.layout.step, squares.layout.pitches
+    Z, P, Q = (max(phases[:, axis].max() for phases in squares.phases) for axis in (2, 3, 4))
+    lines = [
+        [
+            (offset + (z * slice_ + i) * pitch, start + z * step[0] + i * step[1], p - i, q)
+            for z in range(Z)
+            for i in range(0, P, high)
+            for offset, start, _, p, q in phases.tolist()
+        ]
+        for phases in squares.phases
+    ]
+    return squares, np.array(lines, np.int64), -(-int(Q) // wide)
+
+
 # --------------------------------------------------------------------------------- forward and adjoint
 
 
@@ -181,48 +215,58 @@ def _ended(runs):
 
 
 def winograd_plan(t, m):
-    """By F(m x m, 3x3)."""
-    p, layout, dtype = t.p, t.layout, t.dtype
-    (Z, P, Q), out_steps = t.result.sizes, t.result.steps
-    n, T, size = lanes(dtype), p.k[0], (m + 2) ** 2
-    _, rows, cols = winograd_tile(m, t.M, T * t.C, (P, Q), dtype)
+    """By F(m x m, R x S)."""
+    p, dtype, (R, S) = t.p, t.dtype, phase_taps(t.geometry)
+    squares, lines, tiles = tile_lines(t.geometry, t.adjoint, m)
+    t, (F, T) = t._replace(layout=squares.layout), squares.terms.shape
+    layout, out_step = t.layout, t.result.steps[0]
+    high, wide, down, across = sides(m, R, S)
+    n, size = lanes(dtype), down * across
+    _, rows, cols = winograd_tile(m, (R, S), t.M, T * t.C, (len(lines[0]), tiles), dtype)
     width, blocks = cols * n, -(-t.M // rows)
-    runs = -(-(-(-P // m) * -(-Q // m)) // width)
+    runs = -(-len(lines[0]) * tiles // width)
     parts = -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
-    units = p.N * p.G * Z * parts
+    units = p.N * p.G * F * parts
     shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
     most = -(-runs // parts) * width + n
     group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
-    backwards = layout.tap_offset[0] > layout.tap_offset[-1]  # as the adjoint's taps run
-    step_t = int(layout.tap_offset.max() - layout.tap_offset.min()) - 2 * layout.pitches[2] - 2
-    numbers = [
-        p.G, t.M, t.C, Z, P, Q, *_blocks(layout), int(layout.tap_offset.min()), p.G * t.M * out_steps[0],
-        *out_steps[:2], parts, shares, most, T, step_t // max(T - 1, 1), group, v_step, step,
-    ]  # fmt: skip
+    numbers = _tables(
+        [p.G, t.M, t.C, F, T, len(lines[0]), tiles, layout.channel, layout.pitches[2], p.G * t.M * out_step, out_step,
+         *layout.step[1:], parts, shares, most, group, v_step, step],
+        squares.terms, lines,
+    )  # fmt: skip
     # what the last tile reads past the last plane
-    pack, rooms = _pack_source(t, (m + 1) * layout.pitches[2] + m * (n + 2))
+    reach = lines[:, :, 0].max() + squares.terms.max() + (down - 1) * layout.pitches[2]
+    reach += wide * (tiles - 1 + (across - 1) // wide + n)
+    pack, rooms = _pack_source(t, max(int(reach) - layout.channel, 0))
     weights, packed = _pack_weights(t, rows)
-    transformed = p.G * blocks * size * T * t.C * rows
-    steps = [step * (-rows if backwards else rows) for step in (9, 3, 1)]
+    transformed = p.G * blocks * F * size * T * t.C * rows
     transform = Stage(
-        compiled(make_transform_weights, m, rows), ("packed", "u"), np.array([t.C, T, *steps], np.int64), p.G * blocks,
+        compiled(make_transform_weights, m, R, S, rows), ("packed", "u"), _square_table(t, squares, rows), p.G * blocks,
         MOVE_MACS * transformed,
     )  # fmt: skip
     stages = (pack,)
     if shares > 1:
-        kernel = compiled(make_transform_inputs, m, n, cols)
-        stages += (
-            Stage(
-                kernel, ("buffer", "v"), np.array(numbers, np.int64), units * T * t.C, MOVE_MACS * units * size * v_step
-            ),
-        )
+        kernel = compiled(make_transform_inputs, m, R, S, n, cols)
+        macs = MOVE_MACS * units * size * v_step
+        stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C, macs),)
         rooms = rooms | {"v": units * size * v_step}
-    call = Stage(
-        compiled(make_winograd, m, n, rows, cols), ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer"),
-        np.array(numbers, np.int64), units * shares, t.geometry.macs, size * (step + (0 if shares > 1 else v_step)) + n,
-    )  # fmt: skip
+    room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n
+    kernel = compiled(make_winograd, m, R, S, n, rows, cols)
+    arrays = ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer")
+    call = Stage(kernel, arrays, numbers, units * shares, t.geometry.macs, room)
     return Plan((*_test_weights(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
+
+
+def _square_table(t, squares, rows):
+    """What the transform of the weights has to know of where packed blocks have them."""
+    layout, (F, T, *_) = t.layout, squares.taps.shape
+    begin, end = layout.results[:, 0], layout.results[:, 1]
+    places = (squares.taps - begin[:, None, None, None]) + begin[:, None, None, None] * t.C
+    first, taps = places[:, :, 0, 0], max(len(layout.tap_offset), prod(t.p.k))
+    steps = [places[0, 0, i % places.shape[2], j % places.shape[3]] - first[0, 0] for i, j in ((1, 0), (0, 1))]
+    return np.array([t.C, F, T, *(rows * number for number in (t.C * taps, end[0] - begin[0], *steps, *first.flat))])
 
 
 def depthwise_plan(t):

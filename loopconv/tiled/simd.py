@@ -20,14 +20,18 @@ _ELEMENT = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 # Taps that a tile takes at once: their factors are in registers beside the tile.
 MOST_TAPS = 5
 
-# Winograd's F(m x m, 3x3): a tile of m x m results from (m+2) x (m+2) inputs d and a kernel g of 3x3 taps is
-# output(weight(g) * input(d)), the product taken element by element. Points 0, 1, -1 and infinity for m = 2, and 1/2
-# and -2 besides for m = 4. Rows that begin with a negative factor would cost an operation more, so few do.
+# Winograd's F(m x m, R x S): a tile of m x m results from (m+R-1) x (m+S-1) inputs d and a kernel g of R x S taps is
+# output(weight(g) * input(d)), the product taken element by element. By (m, taps on one axis, what is transformed).
+# Points 0, 1, -1 and infinity for m = 2 and 3 taps, 1/2 and -2 besides for m = 4, and without -1 for 2 taps. Rows that
+# begin with a negative factor would cost an operation more, so few do.
 MATRICES = {
-    (2, "input"): ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
-    (2, "weight"): ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
-    (2, "output"): ((1, 1, 1, 0), (0, 1, -1, -1)),
-    (4, "input"): (
+    (2, 2, "input"): ((1, -1, 0), (0, 1, 0), (0, 1, -1)),
+    (2, 2, "weight"): ((1, 0), (1, 1), (0, 1)),
+    (2, 2, "output"): ((1, 1, 0), (0, 1, -1)),
+    (2, 3, "input"): ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    (2, 3, "weight"): ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    (2, 3, "output"): ((1, 1, 1, 0), (0, 1, -1, -1)),
+    (4, 3, "input"): (
         (1, -3 / 2, -2, 3 / 2, 1, 0),
         (0, -1, 1 / 2, 5 / 2, 1, 0),
         (0, 1, -5 / 2, 1 / 2, 1, 0),
@@ -35,7 +39,7 @@ MATRICES = {
         (0, 1 / 2, -1, -1 / 2, 1, 0),
         (0, 1, -3 / 2, -2, 3 / 2, 1),
     ),
-    (4, "weight"): (
+    (4, 3, "weight"): (
         (1, 0, 0),
         (1 / 3, 1 / 3, 1 / 3),
         (-1 / 3, 1 / 3, -1 / 3),
@@ -43,11 +47,21 @@ MATRICES = {
         (1 / 15, -2 / 15, 4 / 15),
         (0, 0, 1),
     ),
-    (4, "output"): ((1, 1, 1, 1, 1, 0), (0, 1, -1, 1 / 2, -2, 0), (0, 1, 1, 1 / 4, 4, 0), (0, 1, -1, 1 / 8, -8, 1)),
+    (4, 3, "output"): ((1, 1, 1, 1, 1, 0), (0, 1, -1, 1 / 2, -2, 0), (0, 1, 1, 1 / 4, 4, 0), (0, 1, -1, 1 / 8, -8, 1)),
 }
 # The gradient of the weights is weight.T(output.T(grad) * input(d)).
-MATRICES[2, "grad"] = tuple(zip(*MATRICES[2, "output"]))
-MATRICES[2, "weight_grad"] = tuple(zip(*MATRICES[2, "weight"]))
+MATRICES |= {
+    (2, taps, name): tuple(zip(*MATRICES[2, taps, of]))
+    for taps in (2, 3)
+    for name, of in (("grad", "output"), ("weight_grad", "weight"))
+}
+# Along an axis of one tap nothing is transformed.
+MATRICES |= {(m, 1, name): ((1,),) for m, _, name in [*MATRICES]}
+
+
+def sides(m, R, S):
+    """Rows and columns of the results of a tile of F(m x m, R x S), and then of its inputs."""
+    return tuple(len(MATRICES[m, taps, name]) for name in ("output", "input") for taps in (R, S))
 
 
 class Tile(types.Type):
@@ -342,10 +356,10 @@ def tile_store_every(typing, tile, array, i, row_step, rows, count):
 
 
 @intrinsic(prefer_literal=True)
-def tile_transform(typing, tile, m, name):
-    """M @ tile @ M.T for the matrix M of MATRICES[m, name], lane by lane."""
-    matrix = MATRICES[m.literal_value, name.literal_value]
-    result = Tile(tile.dtype, tile.lanes, len(matrix), len(matrix))
+def tile_transform(typing, tile, m, R, S, name):
+    """A @ tile @ B.T for the matrices A, B = MATRICES[m, R, name], MATRICES[m, S, name], lane by lane."""
+    left, right = (MATRICES[m.literal_value, taps.literal_value, name.literal_value] for taps in (R, S))
+    result = Tile(tile.dtype, tile.lanes, len(left), len(right))
 
     def combine(builder, row, vectors):
         total = None
@@ -368,13 +382,13 @@ def tile_transform(typing, tile, m, name):
         given = [
             [builder.extract_value(arguments[0], m * tile.cols + n) for n in range(tile.cols)] for m in range(tile.rows)
         ]
-        half = [[combine(builder, row, column) for column in zip(*given)] for row in matrix]
+        half = [[combine(builder, row, column) for column in zip(*given)] for row in left]
         acc = ir.Constant(context.get_value_type(result), ir.Undefined)
         for m, n in product(range(result.rows), range(result.cols)):
-            acc = builder.insert_value(acc, combine(builder, matrix[n], half[m]), m * result.cols + n)
+            acc = builder.insert_value(acc, combine(builder, right[n], half[m]), m * result.cols + n)
         return acc
 
-    return result(tile, m, name), codegen
+    return result(tile, m, R, S, name), codegen
 
 
 @intrinsic

@@ -8,6 +8,7 @@ import numpy as np
 
 from loopconv.tiled.layout import fan
 from loopconv.tiled.panels import copies_of_a_part
+from loopconv.tiled.simd import sides
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
 # accumulators, cols vectors and one broadcast. On 64->64 3x3, 56x56, AVX-512 with a peak of 115 GFLOP/s, before there
@@ -142,27 +143,26 @@ def blocks_of_a_share(layout, rows, positions, dtype):
     return max(1, SUMS_BYTES // (fan(layout) * rows * positions * np.dtype(dtype).itemsize))
 
 
-# Cycles of Winograd's transforms of the inputs and of the results of a vector of tiles, by m, and of one kernel's
-# weights. The first were counted in instructions, the last puts the choice right where it was wrong: 512->512 at
-# 7x7, where transforming 9 MB of weights takes 2.3 ms.
-WINOGRAD_INPUT, WINOGRAD_RESULT = {2: 60, 4: 180}, {2: 50, 4: 150}
-WINOGRAD_WEIGHT = 40
-# The same of the gradient of m x m results, and of the gradient of one vector of kernels, m = 2. Times of 'outer' over
+# Cycles of Winograd's transforms of the inputs and of the results of a vector of tiles, for each of the numbers of a
+# tile, by m; and of one kernel's weights. The first were counted in instructions, the last puts the choice right where
+# it was wrong: 512->512 at 7x7, where transforming 9 MB of weights takes 2.3 ms.
+WINOGRAD_INPUT, WINOGRAD_RESULT = {2: 3.75, 4: 5}, {2: 3.1, 4: 4.2}
+WINOGRAD_WEIGHT = 2.5
+# Gradients of m x m results, and of one vector of kernels, m = 2. Times of 'outer' over
 # those of 'winograd2', predicted and measured: 64->64 at 56x56 1.8 and 1.7, 128->128 at 28x28 1.8 and 1.7, 256->256 at
 # 14x14 1.5 and 1.5, 512->512 at 7x7 0.9 and 1.0, 8->8 at 128x128 0.9 and 0.9, 3->64 at 112x112 0.3 and 0.8.
 WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 40, 130
 
 
-def winograd_tile(m, M, C, sizes, dtype):
-    """(cost, rows, cols) of F(m x m, 3x3) on one slice of `sizes` (P, Q) pixels."""
-    n, (P, Q) = lanes(dtype), sizes
-    down, across = -(-P // m), -(-Q // m)
-    transforms = down * -(-across // n) * (C * WINOGRAD_INPUT[m] + M * WINOGRAD_RESULT[m])
+def winograd_tile(m, taps, M, C, sizes, dtype):
+    """(cost, rows, cols) of F(m x m, R x S) on `sizes` (lines, tiles of a line) under squares of C channels in all."""
+    n, (lines, tiles), (*_, down, across) = lanes(dtype), sizes, sides(m, *taps)
+    transforms = down * across * lines * -(-tiles // n) * (C * WINOGRAD_INPUT[m] + M * WINOGRAD_RESULT[m])
 
     def cost(tile):
         rows, cols = tile
-        products = -(-M // rows) * -(-down * across // (cols * n)) * C * _step(rows, cols)
-        return (m + 2) ** 2 * products + transforms * per_cycle()
+        products = -(-M // rows) * -(-lines * tiles // (cols * n)) * C * _step(rows, cols)
+        return down * across * products + transforms * per_cycle()
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best
@@ -186,7 +186,7 @@ def winograd_weight_tile(p, dtype):
     chunk = even(-(-tiles // parts), INPUTS_BYTES // (size * (channels + cols * n)))
     blocks, steps = -(-A // channels) * -(-B // (cols * n)), _step(rows, cols)
     x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
-    transforms = (x_vectors * WINOGRAD_INPUT[2] + y_vectors * WINOGRAD_GRAD) * per_cycle()
+    transforms = (x_vectors * 16 * WINOGRAD_INPUT[2] + y_vectors * WINOGRAD_GRAD) * per_cycle()
     sums = 16 * -(-channels // rows) * (steps + 3 * rows * cols / chunk)
     results = parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
     return p.G * p.k[0] * (blocks * tiles * (sums + transforms) + results), rows, cols, channels, swapped, chunk, parts

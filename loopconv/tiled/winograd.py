@@ -10,6 +10,7 @@ from loopconv.loops.compile import named
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
+    sides,
     tile_add,
     tile_load,
     tile_load_every,
@@ -26,115 +27,120 @@ from loopconv.tiled.simd import (
 AHEAD = 2048
 
 
-def make_transform_weights(m, rows):
+def make_transform_weights(m, R, S, rows):
     """The transform of weights packed for tiles of `rows` rows."""
-    size = (m + 2) * (m + 2)
+    *_, down, across = sides(m, R, S)
 
     def transform_weights(arrays, scratch, plan, first, last):
-        """u (block, (m+2)**2, T, C, rows) from packed (block, C, T x 3 x 3 taps, rows).
+        """u (block, set of weights, (m+R-1) * (m+S-1), T, C, rows) from packed blocks.
 
-        Taps are read in these steps from the first on, or from the last where the steps are negative.
+        The squares of R x S taps begin at places that plan[7:] has for each set and each of its T squares.
         """
         packed, u = arrays
-        C, T, step_t, step_r, step_s = plan[0], plan[1], plan[2], plan[3], plan[4]
+        C, F, T, block_step, c_step, step_r, step_s = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         for block in range(first, last):
-            for t in range(T):
-                for c in range(C):
-                    at = (block * C + c) * T * 9 * rows + t * step_t
-                    if step_t < 0:
-                        at += (T * 9 - 1) * rows
-                    g = tile_load(packed, at, step_r, step_s, rows, 3, 3)
-                    at = (block * size * T * C + t * C + c) * rows
-                    tile_store(tile_transform(g, m, "weight"), u, at, (m + 2) * T * C * rows, T * C * rows)
+            for f in range(F):
+                for t in range(T):
+                    for c in range(C):
+                        at = block * block_step + plan[7 + f * T + t] + c * c_step
+                        g = tile_load(packed, at, step_r, step_s, rows, R, S)
+                        at = (((block * F + f) * down * across * T + t) * C + c) * rows
+                        g = tile_transform(g, m, R, S, "weight")
+                        tile_store(g, u, at, across * T * C * rows, T * C * rows)
         return 0
 
     return transform_weights
 
 
-def make_inputs(m, lanes, cols):
-    """The transform of a part's inputs: m x m tiles of pixels lie side by side in the lanes."""
-    width, side = cols * lanes, m + 2
+def make_inputs(m, R, S, lanes, cols):
+    """The transform of a part's inputs: tiles of pixels lie side by side in the lanes."""
+    width = cols * lanes
+    _, pixels, down, across = sides(m, R, S)
 
     @register_jitable
-    @named(m, lanes, cols)
-    def inputs(buffer, plan, image, z, part, first, last, v, begin):
-        """Write first .. last-1 of the T * C slices of channels to v[begin:] (size, T, C, tiles of the part).
+    @named(m, R, S, lanes, cols)
+    def inputs(buffer, plan, image, f, part, first, last, v, begin):
+        """Write first .. last-1 of the T * C squares of channels to v[begin:] (side, side, T, C, tiles of the part).
 
         Returns the part's first tile and the one past its last.
         """
-        C, P, Q, channel, slice_, row, offset = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9]
-        parts, most, step_t, v_step = plan[13], plan[15], plan[17], plan[19]
-        across = (Q + m - 1) // m
-        tiles = (P + m - 1) // m * across
-        runs = (tiles + width - 1) // width
-        start, stop = runs * part // parts * width, min(tiles, runs * (part + 1) // parts * width)
+        C, T, lines, tiles, channel, row = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8]
+        parts, most, v_step, terms, line = plan[13], plan[15], plan[17], plan[19] + f * T, plan[20] + f * lines * 4
+        runs = (lines * tiles + width - 1) // width
+        start, stop = runs * part // parts * width, min(lines * tiles, runs * (part + 1) // parts * width)
         for tc in range(first, last):
-            at = (image * C + tc % C) * channel + offset + z * slice_ + tc // C * step_t
+            at = (image * C + tc % C) * channel + plan[terms + tc // C]
             tile = start
             while tile < stop:
-                i, j = tile // across, tile % across
-                d = tile_load_every(buffer, at + m * i * row + m * j, row, m, lanes, side, side)
-                d = tile_transform(d, m, "input")
-                tile_store(d, v, begin + tc * most + tile - start, side * v_step, v_step)
-                tile += min(lanes, across - j, stop - tile)
+                i, j = tile // tiles, tile % tiles
+                d = tile_load_every(buffer, at + plan[line + i * 4] + pixels * j, row, pixels, lanes, down, across)
+                d = tile_transform(d, m, R, S, "input")
+                tile_store(d, v, begin + tc * most + tile - start, across * v_step, v_step)
+                tile += min(lanes, tiles - j, stop - tile)
         return start, stop
 
     return inputs
 
 
-def make_transform_inputs(m, lanes, cols):
+def make_transform_inputs(m, R, S, lanes, cols):
     """The inputs of all units at once, where several shares of the result channels need them."""
-    inputs = make_inputs(m, lanes, cols)
+    inputs = make_inputs(m, R, S, lanes, cols)
+    *_, down, across = sides(m, R, S)
 
     def transform_inputs(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image and group, slice, part, channel of a slice)."""
+        """Compute the units of work first .. last-1; a unit is (image and group, set of weights, part, channel of a
+        square).
+        """
         buffer, v = arrays
-        C, Z, parts, T, v_step = plan[2], plan[3], plan[13], plan[16], plan[19]
+        C, F, T, parts, v_step = plan[2], plan[3], plan[4], plan[13], plan[17]
         for unit in range(first, last):
             tc, at = unit % (T * C), unit // (T * C)
-            part, z, image = at % parts, at // parts % Z, at // (parts * Z)
-            inputs(buffer, plan, image, z, part, tc, tc + 1, v, at * (m + 2) * (m + 2) * v_step)
+            part, f, image = at % parts, at // parts % F, at // (parts * F)
+            inputs(buffer, plan, image, f, part, tc, tc + 1, v, at * down * across * v_step)
         return 0
 
     return transform_inputs
 
 
-def make_winograd(m, lanes, rows, cols):
-    """The kernel with a tile of `rows` result channels x `cols` vectors of m x m pixels."""
-    width, side, size = cols * lanes, m + 2, (m + 2) * (m + 2)
-    inputs = make_inputs(m, lanes, cols)
+def make_winograd(m, R, S, lanes, rows, cols):
+    """The kernel with a tile of `rows` result channels x `cols` vectors of tiles of pixels."""
+    width = cols * lanes
+    inputs = make_inputs(m, R, S, lanes, cols)
+    high, wide, down, across = sides(m, R, S)
+    size = down * across
 
     def winograd(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, slice, part of its m x m tiles, share of
-        the result channels). `most` is the largest part and a vector more, which stores may run over.
+        """Compute the units of work first .. last-1; a unit is (image, group, set of weights, part of its tiles of
+        pixels, share of the result channels).
+
+        `most` is the largest part and a vector more, which stores may run over. Tiles lie in lines, for each of which
+        the plan has (offset in a channel, first result element, rows of pixels, pixels of a row).
 
         Returns whether some result is not finite: then an input was not, or a sum overflowed, and the
-        transform has spread that over m x m pixels.
+        transform has spread that over the tile.
         """
         buffer, u, out, bias, transformed = arrays
-        G, M, C, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
-        out_image, out_channel, out_slice, parts, shares, most = (
-            plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
-        )  # fmt: skip
-        T, group, v_step, step = plan[16], plan[18], plan[19], plan[20]
-        blocks, across = (M + rows - 1) // rows, (Q + m - 1) // m
-        products = 0 if shares > 1 else size * v_step
+        G, M, C, F, T, lines, tiles = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        out_image, out_channel, out_row, out_step = plan[9], plan[10], plan[11], plan[12]
+        parts, shares, most, group, v_step, step = plan[13], plan[14], plan[15], plan[16], plan[17], plan[18]
+        blocks, products = (M + rows - 1) // rows, 0 if shares > 1 else size * v_step
+        apart = products + size * step + lanes
         spread = 0.0
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
-            z, image = unit // (shares * parts) % Z, unit // (shares * parts * Z)
+            f, image = unit // (shares * parts) % F, unit // (shares * parts * F)
             n, g = image // G, image % G
             v, v0 = (transformed, unit // shares * size * v_step) if shares > 1 else (scratch, 0)
-            start, stop = inputs(buffer, plan, image, z, part, 0, 0 if shares > 1 else T * C, v, v0)
+            start, stop = inputs(buffer, plan, image, f, part, 0, 0 if shares > 1 else T * C, v, v0)
             block0, block1 = blocks * share // shares, blocks * (share + 1) // shares
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
-                # products: (size, rows of these blocks, tiles), each a sum over channels, in 3-D over slices too
+                # products: (size, rows of these blocks, tiles), each a sum over squares and channels
                 for xi in range(size):
                     for j in range(0, stop - start, width):
                         for block in range(b0, b1):
                             acc = tile_zeros(buffer, lanes, rows, cols)
-                            i = ((g * blocks + block) * size + xi) * T * C * rows
+                            i = (((g * blocks + block) * F + f) * size + xi) * T * C * rows
                             b = v0 + xi * v_step + j
                             for _ in range(T * C):
                                 acc = tile_outer(acc, u, i, 1, v, b)
@@ -145,16 +151,24 @@ def make_winograd(m, lanes, rows, cols):
                             tile_store(acc, scratch, products + xi * step + (block - b0) * rows * most + j, most, lanes)
                 # results
                 for k in range(b0 * rows, min(b1 * rows, M)):
-                    target = n * out_image + (g * M + k) * out_channel + z * out_slice
+                    target = n * out_image + (g * M + k) * out_channel
                     tile = start
                     while tile < stop:
-                        i, j = tile // across, tile % across
-                        run = min(lanes, across - j, stop - tile)
+                        line, j = plan[20] + (f * lines + tile // tiles) * 4, tile % tiles
+                        run = min(lanes, tiles - j, stop - tile)
                         at = products + (k - b0 * rows) * most + tile - start
-                        y = tile_load(scratch, at, side * step, step, lanes, side, side)
-                        y = tile_add(tile_transform(y, m, "output"), bias, g * M + k, 0)
-                        place = target + m * i * Q + m * j
-                        spread += tile_store_every(y, out, place, Q, P - m * i, min(m * run, Q - m * j))
+                        y = tile_load(scratch, at, across * step, step, lanes, down, across)
+                        y = tile_add(tile_transform(y, m, R, S, "output"), bias, g * M + k, 0)
+                        place, P = target + plan[line + 1], plan[line + 2]
+                        Q = min(wide * run, plan[line + 3] - wide * j)
+                        if out_step == 1:
+                            spread += tile_store_every(y, out, place + wide * j, out_row, P, Q)
+                        else:
+                            spread += tile_store_every(y, scratch, apart, wide * lanes, P, Q)
+                            numbers, to = pointer(scratch, apart), pointer(out, place + wide * j * out_step)
+                            for p in range(min(high, P)):
+                                for q in range(Q):
+                                    to[p * out_row + q * out_step] = numbers[p * wide * lanes + q]
                         tile += run
         return 1 if spread != 0 else 0
 
@@ -170,7 +184,7 @@ def make_spread(name, side, width, lanes):
         """target[at + i*step:] = the i-th of the 16 results, for every channel."""
         for c in range(0, width, lanes):
             d = tile_load(source, position * width + c, row * width, width, lanes, side, side)
-            tile_store(tile_transform(d, 2, name), target, at + c, 4 * step, step)
+            tile_store(tile_transform(d, 2, 3, 3, name), target, at + c, 4 * step, step)
 
     return spread
 
@@ -236,7 +250,7 @@ def make_winograd_weight(lanes, rows, cols, channels, swapped):
             for m in range(here_a):
                 for c in range(0, here_b, lanes):
                     dw = tile_load(scratch, sums + m * width + c, 4 * step, step, lanes, 4, 4)
-                    numbers = tile_spill(tile_transform(dw, 2, "weight_grad"))
+                    numbers = tile_spill(tile_transform(dw, 2, 3, 3, "weight_grad"))
                     at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + t * 9
                     for i in range(min(lanes, here_b - c)):
                         for r in range(9):
