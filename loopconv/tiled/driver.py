@@ -8,7 +8,7 @@ import numpy as np
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import launch
-from loopconv.tiled.layout import phase_taps, problem
+from loopconv.tiled.layout import problem, stencil
 from loopconv.tiled.plans import (
     depthwise_plan,
     direct_plan,
@@ -115,13 +115,18 @@ def is_depthwise(geometry):
 
 def is_winograd(geometry, m=2):
     """Whether F(m x m, R x S) takes the call."""
-    taps = phase_taps(geometry)
-    return has_pixels(geometry) and max(taps) > 1 and all((m, n, "input") in MATRICES for n in taps)
+    taps = stencil(geometry)
+    return (
+        has_pixels(geometry) and taps is not None and max(taps) > 1 and all((m, n, "input") in MATRICES for n in taps)
+    )
 
 
 def is_winograd_product(geometry):
     """Whether F(2x2, 3x3) takes the weight gradient."""
-    return is_winograd(geometry, 4) and geometry.kernel[-2:] == (3, 3) and set(geometry.dilation[-2:]) == {1}
+    return (
+        is_winograd(geometry) and geometry.kernel[-2:] == (3, 3)
+        and set(geometry.stride) == {1} and set(geometry.dilation[-2:]) == {1}
+    )  # fmt: skip
 
 
 def has_pixels(geometry):
@@ -158,10 +163,9 @@ def is_winograd_exact(t):
 
 def is_winograd_faster(t, is_planned):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    squares, lines, tiles = tile_lines(t.geometry, t.adjoint, 2)
-    (F, T, *taps), groups = squares.taps.shape, t.p.N * t.p.G
-    winograd = winograd_tile(2, taps, t.M, T * t.C, (len(lines[0]), tiles), t.dtype)[0] * F * groups
-    numbers = prod(sides(2, *taps)[2:]) * F * T * t.C * t.M * t.p.G
+    taps, tiles, groups = stencil(t.geometry), tile_lines(t.geometry, t.adjoint, 2), t.p.N * t.p.G
+    winograd = winograd_tile(2, taps, t.M, t.C, tiles, t.dtype)[0] * groups
+    numbers = prod(sides(2, *taps)[2:]) * tiles.offsets.size * t.C * t.M * t.p.G
     direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * groups
     return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * numbers) < direct
 

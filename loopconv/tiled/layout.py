@@ -65,15 +65,14 @@ def problem(g):
     )  # fmt: skip
 
 
-def phase_taps(g):
-    """Taps (R, S) that every phase of a strided call has on the last two axes; a 0 where phases differ.
+def stencil(g):
+    """The most taps (R, S) on the last two axes that meet one phase of the source, and of the result; None if unknown.
 
-    A dilated call has as many: its result has phases, each of which reads one phase of the source.
+    Phases of a strided call have up to a stride-th of the taps. A dilated call has phases of the result, as many as of
+    the source, and all taps meet one of each.
     """
-    k, stride, dilation = ((1, *values)[-2:] for values in (g.kernel, g.stride, g.dilation))
-    if (g.rank == 3 and g.stride[0] != 1) or (max(stride) > 1 and max(dilation) > 1):
-        return 0, 0
-    return tuple(0 if n % s else n // s for n, s in zip(k, stride))
+    k, stride, dilation = (((1, *values)[-2:]) for values in (g.kernel, g.stride, g.dilation))
+    return None if max(g.stride) > 1 and max(dilation) > 1 else tuple(-(-n // s) for n, s in zip(k, stride))
 
 
 class Axis(NamedTuple):
@@ -182,46 +181,72 @@ def adjoint_layout(p):
     return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step)
 
 
-class Squares(NamedTuple):
-    """A layout whose taps are squares, as Winograd's transforms take them: those of one phase, side by side.
+class Stencil(NamedTuple):
+    """Taps side by side in the source: the first one's offset and number, steps between their numbers, how many."""
+
+    offset: int
+    tap: int
+    step_r: int
+    step_s: int
+    rows: int
+    cols: int
+
+
+class StencilLayout(NamedTuple):
+    """A layout whose taps are stencils, as Winograd's transforms take them.
 
     Attributes
     ----------
     layout : Layout
         Of the source; its taps are those of phases with weights of their own.
-    terms : int64 array (F, T)
-        For each of F sets of weights, the offsets of its T squares after the first.
-    taps : int64 array (F, T, R, S)
-        For each tap, as the source's pixels run, its place in `layout.tap_weight`.
-    phases : list of F int64 arrays (phases, 5)
-        Those of the result with these weights: (offset of the first square, first result element, pixels on 3 axes).
+    stencils : list of lists of Stencil
+        For each such set of weights.
+    phases : list of lists of (offset, first result element, pixels on three axes)
+        Those of the result that have these weights; the offset is that of the first stencil.
     """
 
     layout: Layout
-    terms: np.ndarray
-    taps: np.ndarray
+    stencils: list
     phases: list
 
 
 @lru_cache(maxsize=512)
-def square_layout(p, is_adjoint, R, S):
-    """The squares of R x S taps of a call that has `phase_taps` (R, S)."""
+def stencil_layout(p, is_adjoint):
+    """The stencils of a call."""
     if max(p.stride) > 1:
         layout = adjoint_layout(p) if is_adjoint else forward_layout(p)
-        offsets, groups, F = layout.tap_offset, (1, 1) if is_adjoint else p.stride[1:], len(layout.results)
-    else:  # all phases have the same weights
-        layout, groups, F = forward_layout(_mirrored(p) if is_adjoint else p, (1, *p.dilation[1:])), (1, 1), 1
-        offsets = layout.tap_offset.reshape(-1, prod(p.k))[:, :: -1 if is_adjoint else 1].reshape(-1)
-    taps = np.array([range(t0, t1) for t0, t1 in layout.results[:, :2]]).reshape(-1, p.k[0], R, groups[0], S, groups[1])
-    taps = taps.transpose(0, 1, 3, 5, 2, 4).reshape(len(taps), -1, R, S)
-    if is_adjoint:
-        taps = taps[:, :, ::-1, ::-1]
-    first = offsets[taps[:, :, 0, 0]]
-    phases = np.concatenate([first[:, :1], layout.results[:, 5:6], layout.results[:, 2:5]], axis=1)
-    if max(p.stride) == 1:
-        T = prod(p.k)
-        layout = layout._replace(results=layout.results[:1], tap_offset=offsets[:T], tap_weight=layout.tap_weight[:T])
-    return Squares(layout, (first - first[:, :1])[:F], taps[:F], np.split(phases, F))
+    else:
+        layout = forward_layout(_mirrored(p) if is_adjoint else p, (1, *p.dilation[1:]))
+        if is_adjoint:  # taps in the order of the weights
+            layout = layout._replace(tap_offset=layout.tap_offset.reshape(-1, prod(p.k))[:, ::-1].reshape(-1))
+    results = layout.results.tolist()
+    stencils = [_stencils(p, layout, t0, t1) for t0, t1, *_ in results]
+    phases = [[(some[0].offset if some else 0, row[5], *row[2:5])] for some, row in zip(stencils, results)]
+    if max(p.stride) > 1:
+        return StencilLayout(layout, stencils, phases)
+    taps = prod(p.k)  # all phases have the same
+    layout = layout._replace(
+        results=layout.results[:1], tap_offset=layout.tap_offset[:taps], tap_weight=layout.tap_weight[:taps]
+    )
+    return StencilLayout(layout, stencils[:1], [[phase for (phase,) in phases]])
+
+
+def _stencils(p, layout, t0, t1):
+    """Those of the taps t0 .. t1-1: first those of most rows, then of most rows and columns, of most columns."""
+    (_, R, S), groups = p.k, {}
+    for tap in range(t0, t1):
+        number = int(layout.tap_weight[tap])
+        phase = number // (R * S), number // S % R % p.stride[1], number % S % p.stride[2]
+        groups.setdefault(phase, []).append((int(layout.tap_offset[tap]), tap, number // S))
+    found = []
+    for taps in map(sorted, groups.values()):
+        rows = len({row for *_, row in taps})
+        cols = len(taps) // rows
+        step_r, step_s = (taps[n][1] - taps[0][1] if n < len(taps) else 0 for n in (cols, 1))
+        found.append(Stencil(*taps[0][:2], step_r, step_s if cols > 1 else 0, rows, cols))
+    most = [-(-n // s) for n, s in zip(p.k[1:], p.stride[1:])]
+    order = [(True, False), (True, True), (False, True), (False, False)]
+    return sorted(found, key=lambda one: order.index((one.rows == most[0], one.cols == most[1])))
 
 
 def _mirrored(p):

@@ -20,9 +20,9 @@ from loopconv.tiled.layout import (
     forward_layout,
     is_in_place,
     is_paired,
-    phase_taps,
     problem,
-    square_layout,
+    stencil,
+    stencil_layout,
 )
 from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
@@ -121,28 +121,60 @@ def task(geometry, contraction, dtype):
     return Task(geometry, p, dtype, adjoint_layout(p), p.K, y, p.C, x, (group, taps, k_step), True)
 
 
+class Lines(NamedTuple):
+    """A call by F(m x m, R x S): F sets of weights, each of up to T stencils, and lines of tiles of m x m pixels.
+
+    Attributes
+    ----------
+    stencils : StencilLayout
+    offsets : int64 array (F, T)
+        Of each stencil, after the first.
+    ranges : int64 array (F, numbers of a tile, 2)
+        The stencils that each number of a tile is a sum over: those with fewer taps leave the last ones out.
+    lines : int64 array (F, lines, 4)
+        (offset in a channel, first result element, rows of pixels, pixels of a row). Lines of several phases follow
+        each other, so that what they write side by side is written together.
+    tiles : int
+        Of a line.
+    """
+
+    stencils: Any
+    offsets: np.ndarray
+    ranges: np.ndarray
+    lines: np.ndarray
+    tiles: int
+
+
 @lru_cache(maxsize=256)
 def tile_lines(geometry, is_adjoint, m):
-    """(squares, lines, tiles of a line) of a call by F(m x m, R x S).
-
-    Lines are an array (set of weights, line, 4): offset in a channel, first result element, rows of pixels, pixels of a
-    row. Those of the phases follow each other, so that what they write side by side is written together.
-    """
-    R, S = phase_taps(geometry)
-    squares = square_layout(problem(geometry), is_adjoint, R, S)
-    high, wide, *_ = sides(m, R, S)
-    step, (_, slice_, pitch) = squares.layout.step, squares.layout.pitches
-    Z, P, Q = (max(phases[:, axis].max() for phases in squares.phases) for axis in (2, 3, 4))
+    """The call in tiles of F(m x m, R x S)."""
+    R, S = stencil(geometry)
+    layout = stencil_layout(problem(geometry), is_adjoint)
+    high, wide, down, across = sides(m, R, S)
+    T = max(map(len, layout.stencils))
+    offsets = [[one.offset - some[0].offset for one in some] + [0] * (T - len(some)) for some in layout.stencils]
+    ranges = [
+        [_range(some, R * (r == down - 1), S * (s == across - 1)) for r in range(down) for s in range(across)]
+        for some in layout.stencils
+    ]
+    step, (_, slice_, pitch) = layout.layout.step, layout.layout.pitches
+    _, _, Z, P, Q = np.max([phase for phases in layout.phases for phase in phases], axis=0).tolist()
     lines = [
         [
-            (offset + (z * slice_ + i) * pitch, start + z * step[0] + i * step[1], p - i, q)
+            (offset + (z * slice_ + i) * pitch, start + z * step[0] + i * step[1], p - i, q) if z < d else (0, 0, 0, 0)
             for z in range(Z)
             for i in range(0, P, high)
-            for offset, start, _, p, q in phases.tolist()
+            for offset, start, d, p, q in phases
         ]
-        for phases in squares.phases
+        for phases in layout.phases
     ]
-    return squares, np.array(lines, np.int64), -(-int(Q) // wide)
+    return Lines(layout, *(np.array(table, np.int64) for table in (offsets, ranges, lines)), -(-Q // wide))
+
+
+def _range(stencils, rows, cols):
+    """(first, past the last) of the stencils of at least so many rows and columns; they are in that order."""
+    fitting = [t for t, one in enumerate(stencils) if one.rows >= rows and one.cols >= cols]
+    return (fitting[0], fitting[-1] + 1) if fitting else (0, 0)
 
 
 # --------------------------------------------------------------------------------- forward and adjoint
@@ -216,15 +248,14 @@ def _ended(runs):
 
 def winograd_plan(t, m):
     """By F(m x m, R x S)."""
-    p, dtype, (R, S) = t.p, t.dtype, phase_taps(t.geometry)
-    squares, lines, tiles = tile_lines(t.geometry, t.adjoint, m)
-    t, (F, T) = t._replace(layout=squares.layout), squares.terms.shape
+    p, dtype, taps, tiles = t.p, t.dtype, stencil(t.geometry), tile_lines(t.geometry, t.adjoint, m)
+    t, (F, T), lines = t._replace(layout=tiles.stencils.layout), tiles.offsets.shape, tiles.lines.shape[1]
     layout, out_step = t.layout, t.result.steps[0]
-    high, wide, down, across = sides(m, R, S)
+    high, wide, down, across = sides(m, *taps)
     n, size = lanes(dtype), down * across
-    _, rows, cols = winograd_tile(m, (R, S), t.M, T * t.C, (len(lines[0]), tiles), dtype)
+    _, rows, cols = winograd_tile(m, taps, t.M, t.C, tiles, dtype)
     width, blocks = cols * n, -(-t.M // rows)
-    runs = -(-len(lines[0]) * tiles // width)
+    runs = -(-lines * tiles.tiles // width)
     parts = -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
     units = p.N * p.G * F * parts
     shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
@@ -232,41 +263,44 @@ def winograd_plan(t, m):
     group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
     numbers = _tables(
-        [p.G, t.M, t.C, F, T, len(lines[0]), tiles, layout.channel, layout.pitches[2], p.G * t.M * out_step, out_step,
+        [p.G, t.M, t.C, F, T, lines, tiles.tiles, layout.channel, layout.pitches[2], p.G * t.M * out_step, out_step,
          *layout.step[1:], parts, shares, most, group, v_step, step],
-        squares.terms, lines,
+        tiles.offsets, tiles.lines, tiles.ranges,
     )  # fmt: skip
     # what the last tile reads past the last plane
-    reach = lines[:, :, 0].max() + squares.terms.max() + (down - 1) * layout.pitches[2]
-    reach += wide * (tiles - 1 + (across - 1) // wide + n)
+    reach = tiles.lines[:, :, 0].max() + tiles.offsets.max() + (down - 1) * layout.pitches[2]
+    reach += wide * (tiles.tiles - 1 + (across - 1) // wide + n)
     pack, rooms = _pack_source(t, max(int(reach) - layout.channel, 0))
     weights, packed = _pack_weights(t, rows)
     transformed = p.G * blocks * F * size * T * t.C * rows
-    transform = Stage(
-        compiled(make_transform_weights, m, R, S, rows), ("packed", "u"), _square_table(t, squares, rows), p.G * blocks,
-        MOVE_MACS * transformed,
-    )  # fmt: skip
+    kernel, table = (
+        compiled(make_transform_weights, m, *taps, rows),
+        _stencil_table(t, tiles.stencils.stencils, rows),
+    )
+    transform = Stage(kernel, ("packed", "u"), table, p.G * blocks, MOVE_MACS * transformed)
     stages = (pack,)
     if shares > 1:
-        kernel = compiled(make_transform_inputs, m, R, S, n, cols)
+        kernel = compiled(make_transform_inputs, m, *taps, n, cols)
         macs = MOVE_MACS * units * size * v_step
         stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C, macs),)
         rooms = rooms | {"v": units * size * v_step}
     room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n
-    kernel = compiled(make_winograd, m, R, S, n, rows, cols)
+    kernel = compiled(make_winograd, m, *taps, n, rows, cols)
     arrays = ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer")
     call = Stage(kernel, arrays, numbers, units * shares, t.geometry.macs, room)
     return Plan((*_test_weights(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
 
 
-def _square_table(t, squares, rows):
-    """What the transform of the weights has to know of where packed blocks have them."""
-    layout, (F, T, *_) = t.layout, squares.taps.shape
-    begin, end = layout.results[:, 0], layout.results[:, 1]
-    places = (squares.taps - begin[:, None, None, None]) + begin[:, None, None, None] * t.C
-    first, taps = places[:, :, 0, 0], max(len(layout.tap_offset), prod(t.p.k))
-    steps = [places[0, 0, i % places.shape[2], j % places.shape[3]] - first[0, 0] for i, j in ((1, 0), (0, 1))]
-    return np.array([t.C, F, T, *(rows * number for number in (t.C * taps, end[0] - begin[0], *steps, *first.flat))])
+def _stencil_table(t, sets, rows):
+    """What the transform of the weights has to know of where packed blocks have the stencils."""
+    table, T = [], max(map(len, sets))
+    for stencils, (begin, end) in zip(sets, t.layout.results[:, :2].tolist()):
+        for one in stencils:
+            steps = end - begin, one.step_r, one.step_s
+            place = begin * t.C + one.tap - begin
+            table += [rows * place, *(rows * step for step in steps), one.rows, one.cols]
+        table += [0] * 6 * (T - len(stencils))
+    return np.array([t.C, len(sets), T, rows * t.C * max(len(t.layout.tap_offset), prod(t.p.k)), *table], np.int64)
 
 
 def depthwise_plan(t):

@@ -357,7 +357,10 @@ def tile_store_every(typing, tile, array, i, row_step, rows, count):
 
 @intrinsic(prefer_literal=True)
 def tile_transform(typing, tile, m, R, S, name):
-    """A @ tile @ B.T for the matrices A, B = MATRICES[m, R, name], MATRICES[m, S, name], lane by lane."""
+    """A @ tile @ B.T for the matrices A, B = MATRICES[m, R, name], MATRICES[m, S, name], lane by lane.
+
+    What the tile has less rows or columns than A and B have columns is zeros.
+    """
     left, right = (MATRICES[m.literal_value, taps.literal_value, name.literal_value] for taps in (R, S))
     result = Tile(tile.dtype, tile.lanes, len(left), len(right))
 
@@ -376,7 +379,7 @@ def tile_transform(typing, tile, m, R, S, name):
                     if factor > 0
                     else builder.fsub(total, term, flags=["contract"])
                 )
-        return total
+        return ir.Constant(vectors[0].type, [0.0] * tile.lanes) if total is None else total
 
     def codegen(context, builder, signature, arguments):
         given = [

@@ -154,15 +154,16 @@ WINOGRAD_WEIGHT = 2.5
 WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 40, 130
 
 
-def winograd_tile(m, taps, M, C, sizes, dtype):
-    """(cost, rows, cols) of F(m x m, R x S) on `sizes` (lines, tiles of a line) under squares of C channels in all."""
-    n, (lines, tiles), (*_, down, across) = lanes(dtype), sizes, sides(m, *taps)
-    transforms = down * across * lines * -(-tiles // n) * (C * WINOGRAD_INPUT[m] + M * WINOGRAD_RESULT[m])
+def winograd_tile(m, taps, M, C, tiles, dtype):
+    """(cost, rows, cols) of F(m x m, R x S) on the `tiles` of one image and group (`plans.Lines`)."""
+    n, size, (F, T), lines = lanes(dtype), prod(sides(m, *taps)[2:]), tiles.offsets.shape, tiles.lines.shape[1]
+    transforms = F * size * lines * -(-tiles.tiles // n) * (T * C * WINOGRAD_INPUT[m] + M * WINOGRAD_RESULT[m])
+    sums = C * int(np.diff(tiles.ranges).sum())
 
     def cost(tile):
         rows, cols = tile
-        products = -(-M // rows) * -(-lines * tiles // (cols * n)) * C * _step(rows, cols)
-        return down * across * products + transforms * per_cycle()
+        products = -(-M // rows) * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
+        return products + transforms * per_cycle()
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best

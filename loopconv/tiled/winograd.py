@@ -30,23 +30,36 @@ AHEAD = 2048
 def make_transform_weights(m, R, S, rows):
     """The transform of weights packed for tiles of `rows` rows."""
     *_, down, across = sides(m, R, S)
+    fewer_r, fewer_s = max(R - 1, 1), max(S - 1, 1)
+
+    @register_jitable
+    @named(m, R, S, rows)
+    def transformed(packed, at, step_r, step_s, has_r, has_s):
+        """Of a stencil of R x S taps, or of one row or column less."""
+        if has_r:
+            if has_s:
+                return tile_transform(tile_load(packed, at, step_r, step_s, rows, R, S), m, R, S, "weight")
+            return tile_transform(tile_load(packed, at, step_r, step_s, rows, R, fewer_s), m, R, S, "weight")
+        if has_s:
+            return tile_transform(tile_load(packed, at, step_r, step_s, rows, fewer_r, S), m, R, S, "weight")
+        return tile_transform(tile_load(packed, at, step_r, step_s, rows, fewer_r, fewer_s), m, R, S, "weight")
 
     def transform_weights(arrays, scratch, plan, first, last):
-        """u (block, set of weights, (m+R-1) * (m+S-1), T, C, rows) from packed blocks.
+        """u (block, set of weights, numbers of a tile, T, C, rows) from packed blocks.
 
-        The squares of R x S taps begin at places that plan[7:] has for each set and each of its T squares.
+        plan[4:] has for each set and each of its T stencils (first place in a block, steps between channels, rows and
+        columns, how many rows and columns).
         """
         packed, u = arrays
-        C, F, T, block_step, c_step, step_r, step_s = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        C, F, T, block_step = plan[0], plan[1], plan[2], plan[3]
         for block in range(first, last):
-            for f in range(F):
-                for t in range(T):
-                    for c in range(C):
-                        at = block * block_step + plan[7 + f * T + t] + c * c_step
-                        g = tile_load(packed, at, step_r, step_s, rows, R, S)
-                        at = (((block * F + f) * down * across * T + t) * C + c) * rows
-                        g = tile_transform(g, m, R, S, "weight")
-                        tile_store(g, u, at, across * T * C * rows, T * C * rows)
+            for ft in range(F * T):
+                one = pointer(plan, 4 + ft * 6)
+                for c in range(C):
+                    at = block * block_step + one[0] + c * one[1]
+                    g = transformed(packed, at, one[2], one[3], one[4] == R, one[5] == S)
+                    at = (((block * F + ft // T) * down * across * T + ft % T) * C + c) * rows
+                    tile_store(g, u, at, across * T * C * rows, T * C * rows)
         return 0
 
     return transform_weights
@@ -60,7 +73,7 @@ def make_inputs(m, R, S, lanes, cols):
     @register_jitable
     @named(m, R, S, lanes, cols)
     def inputs(buffer, plan, image, f, part, first, last, v, begin):
-        """Write first .. last-1 of the T * C squares of channels to v[begin:] (side, side, T, C, tiles of the part).
+        """Write first .. last-1 of the T * C stencils of channels to v[begin:] (side, side, T, C, tiles of the part).
 
         Returns the part's first tile and the one past its last.
         """
@@ -89,7 +102,7 @@ def make_transform_inputs(m, R, S, lanes, cols):
 
     def transform_inputs(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image and group, set of weights, part, channel of a
-        square).
+        stencil).
         """
         buffer, v = arrays
         C, F, T, parts, v_step = plan[2], plan[3], plan[4], plan[13], plan[17]
@@ -129,20 +142,21 @@ def make_winograd(m, R, S, lanes, rows, cols):
         for unit in range(first, last):
             share, part = unit % shares, unit // shares % parts
             f, image = unit // (shares * parts) % F, unit // (shares * parts * F)
-            n, g = image // G, image % G
+            n, g, ranges = image // G, image % G, plan[21] + f * size * 2
             v, v0 = (transformed, unit // shares * size * v_step) if shares > 1 else (scratch, 0)
             start, stop = inputs(buffer, plan, image, f, part, 0, 0 if shares > 1 else T * C, v, v0)
             block0, block1 = blocks * share // shares, blocks * (share + 1) // shares
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
-                # products: (size, rows of these blocks, tiles), each a sum over squares and channels
+                # products: (size, rows of these blocks, tiles), each a sum over stencils and channels
                 for xi in range(size):
+                    t0, t1 = plan[ranges + 2 * xi], plan[ranges + 2 * xi + 1]
                     for j in range(0, stop - start, width):
                         for block in range(b0, b1):
                             acc = tile_zeros(buffer, lanes, rows, cols)
-                            i = (((g * blocks + block) * F + f) * size + xi) * T * C * rows
-                            b = v0 + xi * v_step + j
-                            for _ in range(T * C):
+                            i = ((((g * blocks + block) * F + f) * size + xi) * T + t0) * C * rows
+                            b = v0 + xi * v_step + t0 * C * most + j
+                            for _ in range((t1 - t0) * C):
                                 acc = tile_outer(acc, u, i, 1, v, b)
                                 if cols > 1:
                                     prefetch(u, i + AHEAD)
