@@ -90,7 +90,7 @@ def make_depthwise(lanes, few_lanes, rows, cols, F):
                                 t2, pixels = column_table + 3 * plan[at + 7], Q + plan[at + 10]
                                 other = summed(w, k * taps, w_step, scratch, base, row, step, plan, t1, t2)
                                 pairs = tile_beside(acc, tile_add(other, bias, k, 0))
-                                tile_store_every(pairs, out, to, s1, rows, pixels - 2 * j)
+                                tile_store_every(pairs, out, to, s1, 1, rows, pixels - 2 * j)
                             elif s2 == 1 and (cols - 1) * step + lanes - (Q - j) <= over:
                                 tile_store(acc, out, to, s1, step)
                             else:

@@ -41,7 +41,7 @@ def make_write_runs(lanes):
                     for i in range(0, n, lanes):
                         j = min(i, n - lanes)
                         results = tile_load(scratch, from_ + j, 0, size, lanes, 1, 2)
-                        tile_store_every(tile_add(results, bias, k, 0), out, place + 2 * j, 0, 1, 2 * lanes)
+                        tile_store_every(tile_add(results, bias, k, 0), out, place + 2 * j, 0, 1, 1, 2 * lanes)
                 else:
                     numbers, target, add = pointer(scratch, from_), pointer(out, place), bias[k]
                     for i in range(n):

@@ -305,34 +305,39 @@ def tile_store(typing, tile, array, i, row_step, col_step):
     return types.void(tile, array, i64, i64, i64), codegen
 
 
-@intrinsic
-def tile_store_every(typing, tile, array, i, row_step, rows, count):
-    """array[i + m*row_step + n + cols*lane] = tile[m, n, lane] for the first `rows` rows; `count` elements of each.
+@intrinsic(prefer_literal=True)
+def tile_store_every(typing, tile, array, i, row_step, step, rows, count):
+    """array[i + m*row_step + (n + cols*lane) * step] = tile[m, n, lane] for the first `rows` rows; `count` of each.
 
-    Tiles of 1, 2 or 4 columns, whose lanes alternate in memory. Returns 0 times the numbers stored, added up:
-    not 0 if one was not finite.
+    Tiles of 1, 2 or 4 columns, whose lanes alternate in memory, `step`, 1 or 2, apart. Returns 0 times the numbers
+    stored, added up: not 0 if one was not finite.
     """
+    every = step.literal_value
 
     def codegen(context, builder, signature, arguments):
-        acc, array_, i_, row_step_, rows_, count_ = arguments
+        acc, array_, i_, row_step_, _, rows_, count_ = arguments
         begin = _address(context, builder, array, array_, i_)
         zero = ir.Constant(tile.vector, [0.0] * tile.lanes)
+        ours = ir.Constant(ir.VectorType(ir.IntType(1), tile.lanes), [lane % every == 0 for lane in range(tile.lanes)])
 
         def store(masked):
             total = zero
             for m in range(tile.rows):
                 columns = [builder.extract_value(acc, m * tile.cols + n) for n in range(tile.cols)]
+                columns = [vector for column in columns for vector in [column, zero][:every]]
                 inside = builder.select(builder.icmp_signed(">", rows_, _INT64(m)), count_, _INT64(0))
                 for part, vector in enumerate(_riffle(builder, columns)):
                     at = _INT64(part * tile.lanes)
                     place = builder.gep(begin, [builder.add(builder.mul(row_step_, _INT64(m)), at)])
                     nothing = builder.fmul(vector, zero)
                     if masked:
-                        mask = _first(builder, builder.sub(inside, at), tile.lanes)
-                        _masked_store(builder, vector, place, mask)
+                        mask = _first(builder, builder.sub(builder.mul(inside, _INT64(every)), at), tile.lanes)
+                        _masked_store(builder, vector, place, builder.and_(mask, ours))
                         nothing = builder.select(mask, nothing, zero)
-                    else:
+                    elif every == 1:
                         _store(builder, vector, place)
+                    else:
+                        _masked_store(builder, vector, place, ours)
                     total = builder.fadd(total, nothing)
             return total, builder.block
 
@@ -352,7 +357,7 @@ def tile_store_every(typing, tile, array, i, row_step, rows, count):
         return _sum(builder, total)
 
     i64 = types.int64
-    return tile.dtype(tile, array, i64, i64, i64, i64), codegen
+    return tile.dtype(tile, array, i64, i64, step, i64, i64), codegen
 
 
 @intrinsic(prefer_literal=True)

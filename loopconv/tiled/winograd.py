@@ -101,14 +101,14 @@ def make_transform_inputs(m, R, S, lanes, cols):
     *_, down, across = sides(m, R, S)
 
     def transform_inputs(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image and group, set of weights, part, channel of a
+        """Compute the units of work first .. last-1; a unit is (image and group, part, set of weights, channel of a
         stencil).
         """
         buffer, v = arrays
         C, F, T, parts, v_step = plan[2], plan[3], plan[4], plan[13], plan[17]
         for unit in range(first, last):
             tc, at = unit % (T * C), unit // (T * C)
-            part, f, image = at % parts, at // parts % F, at // (parts * F)
+            f, part, image = at % F, at // F % parts, at // (F * parts)
             inputs(buffer, plan, image, f, part, tc, tc + 1, v, at * down * across * v_step)
         return 0
 
@@ -123,8 +123,8 @@ def make_winograd(m, R, S, lanes, rows, cols):
     size = down * across
 
     def winograd(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, set of weights, part of its tiles of
-        pixels, share of the result channels).
+        """Compute the units of work first .. last-1; a unit is (image, group, part of the tiles of pixels, set of
+        weights, share of the result channels).
 
         `most` is the largest part and a vector more, which stores may run over. Tiles lie in lines, for each of which
         the plan has (offset in a channel, first result element, rows of pixels, pixels of a row).
@@ -140,8 +140,8 @@ def make_winograd(m, R, S, lanes, rows, cols):
         apart = products + size * step + lanes
         spread = 0.0
         for unit in range(first, last):
-            share, part = unit % shares, unit // shares % parts
-            f, image = unit // (shares * parts) % F, unit // (shares * parts * F)
+            share, f = unit % shares, unit // shares % F
+            part, image = unit // (shares * F) % parts, unit // (shares * F * parts)
             n, g, ranges = image // G, image % G, plan[21] + f * size * 2
             v, v0 = (transformed, unit // shares * size * v_step) if shares > 1 else (scratch, 0)
             start, stop = inputs(buffer, plan, image, f, part, 0, 0 if shares > 1 else T * C, v, v0)
@@ -176,9 +176,11 @@ def make_winograd(m, R, S, lanes, rows, cols):
                         place, P = target + plan[line + 1], plan[line + 2]
                         Q = min(wide * run, plan[line + 3] - wide * j)
                         if out_step == 1:
-                            spread += tile_store_every(y, out, place + wide * j, out_row, P, Q)
+                            spread += tile_store_every(y, out, place + wide * j, out_row, 1, P, Q)
+                        elif out_step == 2:
+                            spread += tile_store_every(y, out, place + 2 * wide * j, out_row, 2, P, Q)
                         else:
-                            spread += tile_store_every(y, scratch, apart, wide * lanes, P, Q)
+                            spread += tile_store_every(y, scratch, apart, wide * lanes, 1, P, Q)
                             numbers, to = pointer(scratch, apart), pointer(out, place + wide * j * out_step)
                             for p in range(min(high, P)):
                                 for q in range(Q):
