@@ -258,7 +258,7 @@ def winograd_plan(t, m):
     runs = -(-lines * tiles.tiles // width)
     parts = -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
     units = p.N * p.G * F * parts
-    shares = min(blocks, -(-UNITS // (2 * max(units, 1))))
+    shares = min(blocks, max(1, round(UNITS / 2 / max(units, 1))))
     most = -(-runs // parts) * width + n
     group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
