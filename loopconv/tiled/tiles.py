@@ -143,27 +143,33 @@ def blocks_of_a_share(layout, rows, positions, dtype):
     return max(1, SUMS_BYTES // (fan(layout) * rows * positions * np.dtype(dtype).itemsize))
 
 
-# Cycles of Winograd's transforms of the inputs and of the results of a vector of tiles, for each of the numbers of a
-# tile, by m; and of one kernel's weights. The first were counted in instructions, the last puts the choice right where
-# it was wrong: 512->512 at 7x7, where transforming 9 MB of weights takes 2.3 ms.
-WINOGRAD_INPUT, WINOGRAD_RESULT = {2: 3.75, 4: 5}, {2: 3.1, 4: 4.2}
+# Cycles of Winograd's transforms of a vector of tiles: for each one of the inputs, for each of its numbers, and of the
+# results'; for each pixel of results that lie two or more apart; and for each number of a kernel. Fitted to 43
+# geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, in 1, 2 and 3 dimensions: the times of 'direct' over
+# those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of 7 %.
+WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
+WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT = 2.5
-# Gradients of m x m results, and of one vector of kernels, m = 2. Times of 'outer' over
-# those of 'winograd2', predicted and measured: 64->64 at 56x56 1.8 and 1.7, 128->128 at 28x28 1.8 and 1.7, 256->256 at
-# 14x14 1.5 and 1.5, 512->512 at 7x7 0.9 and 1.0, 8->8 at 128x128 0.9 and 0.9, 3->64 at 112x112 0.3 and 0.8.
-WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 40, 130
+# Cycles of F(2x2, 3x3) of the weights' gradient: of a vector of inputs, of results, and of kernels. Times of 'outer'
+# over those of 'winograd2', predicted and measured: 64->64 at 56x56 1.8 and 1.7, 128->128 at 28x28 1.8 and 1.7,
+# 256->256 at 14x14 1.5 and 1.5, 512->512 at 7x7 0.9 and 1.0, 8->8 at 128x128 0.9 and 0.9, 3->64 at 112x112 0.3 and 0.8.
+WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 60, 40, 130
 
 
 def winograd_tile(m, taps, M, C, tiles, dtype):
     """(cost, rows, cols) of F(m x m, R x S) on the `tiles` of one image and group (`plans.Lines`)."""
-    n, size, (F, T), lines = lanes(dtype), prod(sides(m, *taps)[2:]), tiles.offsets.shape, tiles.lines.shape[1]
-    transforms = F * size * lines * -(-tiles.tiles // n) * (T * C * WINOGRAD_INPUT[m] + M * WINOGRAD_RESULT[m])
+    high, wide, down, across = sides(m, *taps)
+    n, size, (F, T), lines = lanes(dtype), down * across, tiles.offsets.shape, tiles.lines.shape[1]
+    result = WINOGRAD_RESULT_NUMBER * size
+    result += high * wide * {1: 0, 2: WINOGRAD_PAIRED}.get(tiles.stencils.layout.step[2], WINOGRAD_APART)
+    transforms = T * C * (WINOGRAD_INPUT + WINOGRAD_INPUT_NUMBER * size) + M * result
+    transforms *= F * lines * -(-tiles.tiles // n) * per_cycle()
     sums = C * int(np.diff(tiles.ranges).sum())
 
     def cost(tile):
         rows, cols = tile
         products = -(-M // rows) * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
-        return products + transforms * per_cycle()
+        return products + transforms
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best
@@ -187,7 +193,7 @@ def winograd_weight_tile(p, dtype):
     chunk = even(-(-tiles // parts), INPUTS_BYTES // (size * (channels + cols * n)))
     blocks, steps = -(-A // channels) * -(-B // (cols * n)), _step(rows, cols)
     x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
-    transforms = (x_vectors * 16 * WINOGRAD_INPUT[2] + y_vectors * WINOGRAD_GRAD) * per_cycle()
+    transforms = (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
     sums = 16 * -(-channels // rows) * (steps + 3 * rows * cols / chunk)
     results = parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
     return p.G * p.k[0] * (blocks * tiles * (sums + transforms) + results), rows, cols, channels, swapped, chunk, parts

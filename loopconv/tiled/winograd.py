@@ -27,22 +27,28 @@ from loopconv.tiled.simd import (
 AHEAD = 2048
 
 
+def make_transform(m, R, S, rows, cols, lanes):
+    """The transform of a stencil's first `rows` x `cols` taps, the others being zeros, for all channels of a block."""
+    *_, down, across = sides(m, R, S)
+
+    @register_jitable
+    @named(m, R, S, rows, cols, lanes)
+    def transform(packed, at, step_c, step_r, step_s, C, u, to, step):
+        for _ in range(C):
+            g = tile_transform(tile_load(packed, at, step_r, step_s, lanes, rows, cols), m, R, S, "weight")
+            tile_store(g, u, to, across * step, step)
+            at += step_c
+            to += lanes
+
+    return transform
+
+
 def make_transform_weights(m, R, S, rows):
     """The transform of weights packed for tiles of `rows` rows."""
     *_, down, across = sides(m, R, S)
-    fewer_r, fewer_s = max(R - 1, 1), max(S - 1, 1)
-
-    @register_jitable
-    @named(m, R, S, rows)
-    def transformed(packed, at, step_r, step_s, has_r, has_s):
-        """Of a stencil of R x S taps, or of one row or column less."""
-        if has_r:
-            if has_s:
-                return tile_transform(tile_load(packed, at, step_r, step_s, rows, R, S), m, R, S, "weight")
-            return tile_transform(tile_load(packed, at, step_r, step_s, rows, R, fewer_s), m, R, S, "weight")
-        if has_s:
-            return tile_transform(tile_load(packed, at, step_r, step_s, rows, fewer_r, S), m, R, S, "weight")
-        return tile_transform(tile_load(packed, at, step_r, step_s, rows, fewer_r, fewer_s), m, R, S, "weight")
+    of_all, of_less, of_low, of_few = (
+        make_transform(m, R, S, max(r, 1), max(s, 1), rows) for r in (R, R - 1) for s in (S, S - 1)
+    )
 
     def transform_weights(arrays, scratch, plan, first, last):
         """u (block, set of weights, numbers of a tile, T, C, rows) from packed blocks.
@@ -54,12 +60,17 @@ def make_transform_weights(m, R, S, rows):
         C, F, T, block_step = plan[0], plan[1], plan[2], plan[3]
         for block in range(first, last):
             for ft in range(F * T):
-                one = pointer(plan, 4 + ft * 6)
-                for c in range(C):
-                    at = block * block_step + one[0] + c * one[1]
-                    g = transformed(packed, at, one[2], one[3], one[4] == R, one[5] == S)
-                    at = (((block * F + ft // T) * down * across * T + ft % T) * C + c) * rows
-                    tile_store(g, u, at, across * T * C * rows, T * C * rows)
+                at = 4 + ft * 6
+                begin, step_c, step_r, step_s = block * block_step + plan[at], plan[at + 1], plan[at + 2], plan[at + 3]
+                to = ((block * F + ft // T) * down * across * T + ft % T) * C * rows
+                if plan[at + 4] == R and plan[at + 5] == S:
+                    of_all(packed, begin, step_c, step_r, step_s, C, u, to, T * C * rows)
+                elif plan[at + 4] == R:
+                    of_less(packed, begin, step_c, step_r, step_s, C, u, to, T * C * rows)
+                elif plan[at + 5] == S:
+                    of_low(packed, begin, step_c, step_r, step_s, C, u, to, T * C * rows)
+                else:
+                    of_few(packed, begin, step_c, step_r, step_s, C, u, to, T * C * rows)
         return 0
 
     return transform_weights
