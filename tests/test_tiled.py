@@ -187,12 +187,14 @@ def rounding(contraction, g, arrays, algorithm):
     """
     if algorithm != "winograd4":
         return 0
-    side = {name: np.abs(np.array(simd.MATRICES[4, name])).sum(axis=1) for name in ("input", "weight")}
-    output = np.abs(np.array(simd.MATRICES[4, "output"])) @ (side["input"] * side["weight"])
+    side = {name: np.abs(np.array(simd.MATRICES[4, 3, name])).sum(axis=1) for name in ("input", "weight")}
+    output = np.abs(np.array(simd.MATRICES[4, 3, "output"])) @ (side["input"] * side["weight"])
     source = arrays["x" if contraction == "forward" else "y"]
     largest = float(np.abs(source).max(initial=0)) * float(np.abs(arrays["w"]).max(initial=0))
     terms = g.terms[contraction]
-    roundings = 2 + sqrt(terms + sum(map(len, simd.MATRICES[4, "input"])))
+    if contraction == "adjoint":  # those of one phase
+        terms = g.k // g.groups * prod(-(-k // s) for k, s in zip(g.kernel, g.stride))
+    roundings = 2 + sqrt(terms + sum(map(len, simd.MATRICES[4, 3, "input"])))
     return roundings * float(np.finfo(source.dtype).eps) * terms / 9 * output.max() ** 2 * largest
 
 
@@ -448,6 +450,41 @@ def test_winograd_tile_on_odd_sizes(contraction, m, tile, dtype, force, launched
     assert is_run(f"winograd{m}", launched)  # else the direct kernel has covered up what an unwritten number did
 
 
+# Strides, dilations and kernels whose phases have stencils of all kinds of sizes.
+STENCILS = [
+    geometry.conv((1, 3, 14, 15), (5, 3, 3, 3), padding=1, stride=2),
+    geometry.conv((2, 4, 9, 13), (6, 2, 5, 5), padding=2, stride=2, groups=2),
+    geometry.conv((2, 3, 11, 8), (4, 3, 4, 4), padding=1, stride=2),
+    geometry.conv((1, 2, 17, 40), (3, 2, 6, 3), padding=(2, 0), stride=(2, 1)),
+    geometry.conv((1, 3, 10, 13), (2, 3, 4, 5), padding=((3, 0), (1, 2)), stride=(3, 2)),
+    geometry.conv((1, 2, 5, 7), (3, 2, 6, 6), padding=3, stride=3),
+    geometry.conv((1, 2, 2, 3), (3, 2, 6, 6), padding=((2, 2), (2, 3)), stride=3),  # phases without pixels
+    geometry.conv((1, 3, 9, 12), (2, 3, 1, 3), stride=(2, 1)),  # and without taps
+    geometry.conv((1, 3, 12, 13), (5, 3, 3, 3), padding=2, dilation=2),
+    geometry.conv((2, 4, 11, 10), (6, 2, 3, 3), padding=(1, 4), dilation=(2, 3), groups=2),
+    geometry.conv((1, 2, 19, 20), (3, 2, 3, 2), padding=((7, -2), (0, 5)), dilation=(7, 5)),
+    geometry.conv((1, 2, 9, 35), (3, 2, 2, 2)),
+    geometry.conv((1, 2, 12, 9), (3, 2, 3, 1), padding=(1, 0)),
+    geometry.conv((2, 3, 201), (4, 3, 3), padding=1),
+    geometry.conv((1, 3, 203), (4, 3, 2), dilation=4),
+    geometry.conv((2, 3, 157), (4, 3, 16), padding=4, stride=8),
+    geometry.conv((1, 3, 5, 9, 11), (4, 3, 3, 3, 3), padding=1, stride=2),
+    geometry.conv((2, 2, 5, 8, 9), (3, 2, 3, 4, 3), padding=1, stride=(1, 2, 1)),
+    geometry.conv((1, 2, 7, 8, 9), (3, 2, 2, 3, 3), padding=(0, 2, 2), dilation=(3, 2, 2)),
+]
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_winograd_of_all_stencils(contraction, dtype, force, launched):
+    force(PRODUCTS_BYTES=1)
+    for g in STENCILS:
+        for algorithm in driver.algorithms(contraction, g)[1:]:
+            launched.clear()
+            check(contraction, g, dtype, algorithm)
+            assert is_run(algorithm, launched), (algorithm, g)
+
+
 @pytest.mark.parametrize("m", [2, 4])
 def test_winograd_in_parts_shares_and_groups(m, force, launched):
     g = geometry.conv((1, 5, 61, 47), (3 * MIDDLE[0] + 1, 5, 3, 3), padding=1)
@@ -546,11 +583,21 @@ SETTINGS = {
         geometry.conv((1, 4, 8, 9, 9), (4, 4, 3, 3, 3), dilation=(2, 1, 1)),
         ("direct", "winograd2", "winograd4"),
     ),
-    "3x1": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 1)), ("direct",)),
-    "1-D": (geometry.conv((1, 4, 9), (4, 4, 3)), ("direct",)),
-    "stride": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2)), ("direct",)),
-    "stride over slices": (geometry.conv((1, 4, 9, 9, 9), (4, 4, 3, 3, 3), stride=(2, 1, 1)), ("direct",)),
-    "dilation": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), dilation=(2, 1)), ("direct",)),
+    "3x1": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 1)), ("direct", "winograd2", "winograd4")),
+    "1-D": (geometry.conv((1, 4, 9), (4, 4, 3)), ("direct", "winograd2", "winograd4")),
+    "stride": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2)), ("direct", "winograd2")),
+    "stride, 5x6": (geometry.conv((1, 4, 9, 9), (4, 4, 5, 6), stride=2), ("direct", "winograd2", "winograd4")),
+    "stride, 7x3": (geometry.conv((1, 4, 9, 9), (4, 4, 7, 3), stride=2), ("direct",)),
+    "stride as large as the kernel": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 2), stride=3), ("direct",)),
+    "stride over slices": (
+        geometry.conv((1, 4, 9, 9, 9), (4, 4, 3, 3, 3), stride=(2, 1, 1)),
+        ("direct", "winograd2", "winograd4"),
+    ),
+    "stride and dilation": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2), dilation=(2, 1)), ("direct",)),
+    "dilation": (
+        geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), dilation=(2, 1)),
+        ("direct", "winograd2", "winograd4"),
+    ),
     "depthwise": (geometry.conv((1, 4, 9, 9), (4, 1, 5, 5), groups=4, stride=2), ("direct", "depthwise")),
     "depthwise 3x3": (
         geometry.conv((1, 4, 9, 9), (4, 1, 3, 3), groups=4),
@@ -569,7 +616,8 @@ def test_which_algorithms_there_are(name):
         assert driver.algorithms(contraction, g) == names
         rows = [row for row in registry.implementations() if (row.contraction, row.backend) == (contraction, "tiled")]
         assert [row.algorithms(g) for row in rows] == [names]
-    assert driver.algorithms("weight", g) == ("outer", "dots") + (("winograd2",) if "winograd2" in names else ())
+    plain = g.kernel[-2:] == (3, 3) and set(g.stride + g.dilation[-2:]) == {1} and g.macs and 0 not in g.input
+    assert driver.algorithms("weight", g) == ("outer", "dots") + (("winograd2",) if plain else ())
 
 
 # -------------------------------------------------------------------------------------- the predicates
@@ -586,9 +634,11 @@ CHOICES = {
     "one-channel-out": (geometry.conv((1, 1, 64, 64), (56, 1, 9, 9)), "direct", None),
     "pointwise": (SETTINGS["pointwise"][0], "direct", "outer"),
     "5x5": (geometry.conv((1, 64, 56, 56), (64, 64, 5, 5), padding=2), "direct", None),
-    "stride": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), "direct", "outer"),
-    "dilation": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=2, dilation=2), "direct", "outer"),
-    "1d": (geometry.conv((1, 64, 1000), (64, 64, 3)), "direct", "outer"),
+    "stride": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), None, "outer"),
+    "dilation": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=2, dilation=2), "winograd2", "outer"),
+    "halved": (geometry.conv((4, 64, 64, 64), (64, 64, 4, 4), padding=1, stride=2), "winograd2", "outer"),
+    "1d": (geometry.conv((1, 64, 1000), (64, 64, 5)), "direct", "outer"),
+    "1d, 3 taps": (geometry.conv((1, 128, 8000), (128, 128, 3)), "winograd2", "outer"),
     "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "dots"),
     "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), "direct", "dots"),
     "one-channel": (geometry.conv((1, 1, 64, 64), (1, 1, 9, 9)), "depthwise", "dots"),
@@ -618,7 +668,7 @@ def test_which_algorithm(processor, dtype, monkeypatch):
             if wanted is not None:
                 assert kernel.startswith(KERNELS[wanted]), (name, contraction)
             sizes = [int(size) for size in kernel.split("_") if size.isdigit()]
-            sizes = sizes[1:] if kernel.startswith(("winograd_2", "winograd_4")) else sizes
+            sizes = sizes[3:] if kernel.startswith(("winograd_2", "winograd_4")) else sizes
             allowed = (lanes, tiles.few_lanes(dtype)) if kernel.startswith("depthwise") else (lanes,)
             assert sizes[0] in allowed, (name, contraction)
             if kernel.startswith(("direct", "winograd_2", "winograd_4")):
@@ -899,6 +949,12 @@ GUARDED = {
     "winograd, 3-D": geometry.conv((1, 3, 5, 9, 33), (5, 3, 3, 3, 3), padding=1),
     "winograd, 3-D, dilated": geometry.conv((2, 3, 5, 9, 11), (2, 3, 2, 3, 3), dilation=(2, 1, 1)),
     "winograd, one pixel": geometry.conv((1, 1, 3, 3), (1, 1, 3, 3)),
+    "winograd, strided": geometry.conv((1, 5, 33, 36), (7, 5, 3, 3), padding=1, stride=2),
+    "winograd, strided, 4x5": geometry.conv((2, 3, 26, 33), (5, 3, 4, 5), padding=1, stride=(3, 2)),
+    "winograd, strided, 3-D": geometry.conv((1, 3, 5, 9, 33), (5, 3, 3, 4, 4), padding=1, stride=2),
+    "winograd, dilated": geometry.conv((1, 5, 33, 36), (7, 5, 3, 3), padding=2, dilation=2),
+    "winograd, dilated, valid": geometry.conv((1, 3, 19, 35), (5, 3, 3, 2), dilation=(5, 3)),
+    "winograd, 1-D, dilated": geometry.conv((2, 3, 203), (5, 3, 3), padding=4, dilation=4),
     "winograd, cropped": geometry.conv((1, 3, 21, 20), (5, 3, 3, 3), padding=((-3, 1), (-2, -4))),
     "dots": geometry.conv((1, 1, 33, 47), (3, 1, 5, 5)),
     "dots, padded": geometry.conv((2, 2, 33, 47), (2, 2, 5, 5), padding=2),
@@ -1417,19 +1473,20 @@ def test_tile_dot(kind):
         assert np.array_equal(out, expected), count
 
 
-def make_store_every(lanes, cols):
+def make_store_every(lanes, cols, step):
     def store_every(array, out, i, row_step, rows, count):
         tile = simd.tile_load(array, 0, cols * lanes, lanes, lanes, ROWS, cols)
-        return simd.tile_store_every(tile, out, i, row_step, rows, count)
+        return simd.tile_store_every(tile, out, i, row_step, step, rows, count)
 
     return store_every
 
 
+@pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("cols", [1, 2, 4])
-def test_tile_store_every(kind, cols):
+def test_tile_store_every(kind, cols, step):
     dtype, lanes = kind
     width = cols * lanes
-    run, row_step = operation(make_store_every, lanes, cols), width + 1
+    run, row_step = operation(make_store_every, lanes, cols, step), step * width + 1
     counts = sorted({0, 1, cols + 1, lanes, lanes + 1, width - 1, width, 99})
     for rows, count in itertools.product((-1, 0, 1, 2, ROWS, ROWS + 1), counts):
         array = numbers(dtype, ROWS * width)
@@ -1437,7 +1494,7 @@ def test_tile_store_every(kind, cols):
         out, expected = (np.full(3 + ROWS * row_step, np.nan, dtype) for _ in range(2))
         n = min(count, width)
         for m in range(min(max(rows, 0), ROWS)):
-            expected[3 + m * row_step : 3 + m * row_step + n] = dealt[m, :n]
+            expected[3 + m * row_step :][: step * n : step] = dealt[m, :n]
         assert run(array, out, 3, row_step, rows, count) == 0
         assert np.array_equal(out, expected, equal_nan=True), (rows, count)
         for value in (np.nan, np.inf, -np.inf):  # in the last column of the second row, second lane
@@ -1455,29 +1512,36 @@ def test_counts_of_more_than_32_bits_take_all_lanes(kind, count):
     assert (out == 1).all(), "tile_dot"
     out = np.full(2 * lanes, np.nan, dtype)
     # one row of three, so that the masks decide
-    assert operation(make_store_every, lanes, 2)(ones, out, 0, 0, 1, count) == 0
+    assert operation(make_store_every, lanes, 2, 1)(ones, out, 0, 0, 1, count) == 0
     assert (out == 1).all(), "tile_store_every"
 
 
-def make_transform(lanes, m, name, rows):
-    def transform(array, out, size):
-        tile = simd.tile_load(array, 0, rows * lanes, lanes, lanes, rows, rows)
-        simd.tile_store(simd.tile_transform(tile, m, name), out, 0, size * lanes, lanes)
+def make_transform(lanes, m, R, S, name, rows, cols):
+    def transform(array, out, row_step):
+        tile = simd.tile_load(array, 0, cols * lanes, lanes, lanes, rows, cols)
+        simd.tile_store(simd.tile_transform(tile, m, R, S, name), out, 0, row_step, lanes)
 
     return transform
 
 
-@pytest.mark.parametrize(("m", "name"), simd.MATRICES)
-def test_tile_transform(kind, m, name):
+@pytest.mark.parametrize("less", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("m", "R", "S", "name"),
+    [(m, R, S, name) for m, R, name in simd.MATRICES for S in (1, 2, 3) if (m, S, name) in simd.MATRICES],
+)
+def test_tile_transform(kind, m, R, S, name, less):
+    """Also of tiles that lack the last row or column, as if they were zeros."""
     dtype, lanes = kind
-    M = np.array(simd.MATRICES[m, name])
-    array, out = numbers(dtype, M.shape[1] ** 2 * lanes), np.empty((len(M), len(M), lanes), dtype)
-    operation(make_transform, lanes, m, name, M.shape[1])(array, out.reshape(-1), len(M))
-    given = array.reshape(M.shape[1], M.shape[1], lanes).astype(np.float64)
-    expected = np.einsum("im,mnl,jn->ijl", M, given, M)
+    left, right = (np.array(simd.MATRICES[m, taps, name]) for taps in (R, S))
+    rows, cols = (max(M.shape[1] - n, 1) for M, n in zip((left, right), less))
+    array, out = numbers(dtype, rows * cols * lanes), np.empty((len(left), len(right), lanes), dtype)
+    operation(make_transform, lanes, m, R, S, name, rows, cols)(array, out.reshape(-1), len(right) * lanes)
+    left, right = left[:, :rows], right[:, :cols]
+    given = array.reshape(rows, cols, lanes).astype(np.float64)
+    expected = np.einsum("im,mnl,jn->ijl", left, given, right)
     # thirds are not exact: each factor, product and sum of two times three terms may be rounded
     inexact = (m, name) == (4, "weight")
-    terms = np.einsum("im,mnl,jn->ijl", np.abs(M), np.abs(given), np.abs(M))
+    terms = np.einsum("im,mnl,jn->ijl", np.abs(left), np.abs(given), np.abs(right))
     assert_within(out, expected, 18 * np.finfo(dtype).eps * terms if inexact else 0)
 
 
@@ -1559,8 +1623,8 @@ def test_kernels_of_other_sizes_have_other_names():
         for make, sizes in (
             (plans.make_dots, (8, 3, 3)),
             (plans.make_dots, (8, 5, 2)),
-            (plans.make_winograd, (2, 8, *MIDDLE)),
-            (plans.make_winograd, (4, 8, *MIDDLE)),
+            (plans.make_winograd, (2, 3, 3, 8, *MIDDLE)),
+            (plans.make_winograd, (4, 3, 3, 8, *MIDDLE)),
             (plans.make_winograd_weight, (8, *MIDDLE, 16, False)),
             (plans.make_winograd_weight, (8, *MIDDLE, 16, True)),
         )
@@ -1569,27 +1633,30 @@ def test_kernels_of_other_sizes_have_other_names():
     assert "dots_8_3_3_serial" in names[0]
 
 
-@pytest.mark.parametrize("m", [2, 4])
-def test_winograds_matrices_are_a_correlation(m):
-    """Both sides are linear in the inputs and in the weights: pairs of units decide, in fractions."""
+@pytest.mark.parametrize(("m", "taps"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])
+def test_winograds_matrices_are_a_correlation(m, taps):
+    """Along one axis. Both sides are linear in the inputs and in the weights: pairs of units decide, in fractions."""
     A, B, G = (
-        np.array([[Fraction(value).limit_denominator(100) for value in row] for row in simd.MATRICES[m, name]])
+        np.array([[Fraction(value).limit_denominator(100) for value in row] for row in simd.MATRICES[m, taps, name]])
         for name in ("output", "input", "weight")
     )
-    side = m + 2
-    assert all((np.float64(M) == np.array(simd.MATRICES[m, name])).all() for M, name in ((A, "output"), (B, "input")))
-    assert np.abs(np.float64(G) - np.array(simd.MATRICES[m, "weight"])).max() < 1e-16
-    for at, tap in itertools.product(np.ndindex(side, side), np.ndindex(3, 3)):
-        d, g = np.full((side, side), Fraction(0)), np.full((3, 3), Fraction(0))
+    results, side = A.shape
+    assert (results, side) == ((m, m + taps - 1) if taps > 1 else (1, 1))
+    exact = ((A, "output"), (B, "input"))
+    assert all((np.float64(M) == np.array(simd.MATRICES[m, taps, name])).all() for M, name in exact)
+    assert np.abs(np.float64(G) - np.array(simd.MATRICES[m, taps, "weight"])).max() < 1e-16
+    for at, tap in itertools.product(range(side), range(taps)):
+        d, g = np.full(side, Fraction(0)), np.full(taps, Fraction(0))
         d[at], g[tap] = Fraction(1), Fraction(1)
-        products = (G @ g @ G.T) * (B @ d @ B.T)
-        correlation = [[(d[i : i + 3, j : j + 3] * g).sum() for j in range(m)] for i in range(m)]
-        assert (A @ products @ A.T).tolist() == correlation, (at, tap)
+        correlation = [(d[i : i + taps] * g).sum() for i in range(results)]
+        assert (A @ ((G @ g) * (B @ d))).tolist() == correlation, (at, tap)
+    if taps > 1:  # without the last tap the last product is nothing, whatever the input
+        assert not any(G[-1, :-1])
 
 
 def test_winograds_gradient_is_a_correlation():
     """Of inputs with the gradients of 2x2 results, by the same transforms transposed."""
-    A, B, G = (np.array(simd.MATRICES[2, name]) for name in ("grad", "input", "weight_grad"))
+    A, B, G = (np.array(simd.MATRICES[2, 3, name]) for name in ("grad", "input", "weight_grad"))
     for at, result in itertools.product(np.ndindex(4, 4), np.ndindex(2, 2)):
         d, grad = np.zeros((4, 4)), np.zeros((2, 2))
         d[at], grad[result] = 1, 1

@@ -220,7 +220,7 @@ def stencil_layout(p, is_adjoint):
         if is_adjoint:  # taps in the order of the weights
             layout = layout._replace(tap_offset=layout.tap_offset.reshape(-1, prod(p.k))[:, ::-1].reshape(-1))
     results = layout.results.tolist()
-    stencils = [_stencils(p, layout, t0, t1) for t0, t1, *_ in results]
+    stencils = [_stencils(p, layout, is_adjoint, t0, t1) for t0, t1, *_ in results]
     phases = [[(some[0].offset if some else 0, row[5], *row[2:5])] for some, row in zip(stencils, results)]
     if max(p.stride) > 1:
         return StencilLayout(layout, stencils, phases)
@@ -231,15 +231,15 @@ def stencil_layout(p, is_adjoint):
     return StencilLayout(layout, stencils[:1], [[phase for (phase,) in phases]])
 
 
-def _stencils(p, layout, t0, t1):
+def _stencils(p, layout, is_adjoint, t0, t1):
     """Those of the taps t0 .. t1-1: first those of most rows, then of most rows and columns, of most columns."""
     (_, R, S), groups = p.k, {}
-    for tap in range(t0, t1):
+    for tap in range(t0, t1)[:: -1 if is_adjoint else 1]:  # as the source's pixels run
         number = int(layout.tap_weight[tap])
         phase = number // (R * S), number // S % R % p.stride[1], number % S % p.stride[2]
         groups.setdefault(phase, []).append((int(layout.tap_offset[tap]), tap, number // S))
     found = []
-    for taps in map(sorted, groups.values()):
+    for taps in groups.values():
         rows = len({row for *_, row in taps})
         cols = len(taps) // rows
         step_r, step_s = (taps[n][1] - taps[0][1] if n < len(taps) else 0 for n in (cols, 1))

@@ -28,8 +28,8 @@ AHEAD = 2048
 
 
 def make_transform(m, R, S, rows, cols, lanes):
-    """The transform of a stencil's first `rows` x `cols` taps, the others being zeros, for all channels of a block."""
-    *_, down, across = sides(m, R, S)
+    """The transform of stencils of `rows` x `cols` taps, zeros for the others, for all channels of a block."""
+    *_, across = sides(m, R, S)
 
     @register_jitable
     @named(m, R, S, rows, cols, lanes)
