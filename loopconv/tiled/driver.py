@@ -14,6 +14,7 @@ from loopconv.tiled.plans import (
     direct_plan,
     dots_plan,
     outer_plan,
+    product_lines,
     task,
     tile_lines,
     winograd_plan,
@@ -101,11 +102,9 @@ def zeros(size, dtype):
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call."""
-    if contraction == "weight":
-        return tuple(name for name in PRODUCTS if name != "winograd2" or is_winograd_product(geometry))
     fitting = {"depthwise": is_depthwise(geometry)}
     fitting |= {f"winograd{m}": is_winograd(geometry, m) for m in (2, 4)}
-    return tuple(name for name in SUMS if fitting.get(name, True))
+    return tuple(name for name in (PRODUCTS if contraction == "weight" else SUMS) if fitting.get(name, True))
 
 
 def is_depthwise(geometry):
@@ -119,14 +118,6 @@ def is_winograd(geometry, m=2):
     return (
         has_pixels(geometry) and taps is not None and max(taps) > 1 and all((m, n, "input") in MATRICES for n in taps)
     )
-
-
-def is_winograd_product(geometry):
-    """Whether F(2x2, 3x3) takes the weight gradient."""
-    return (
-        is_winograd(geometry) and geometry.kernel[-2:] == (3, 3)
-        and set(geometry.stride) == {1} and set(geometry.dilation[-2:]) == {1}
-    )  # fmt: skip
 
 
 def has_pixels(geometry):
@@ -184,15 +175,15 @@ def preferred_product(geometry, dtype):
         "outer": min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0] * taps * pixels,
         "dots": dots_tile(p.K, p.C, taps, p.y, dtype)[0] * pixels,  # where channels would leave lanes empty
     }
-    if is_winograd_product(geometry) and reaches_most_pixels(p):
-        costs["winograd2"] = winograd_weight_tile(p, dtype)[0]
+    if is_winograd(geometry) and reaches_most_pixels(p):
+        costs["winograd2"] = winograd_weight_tile(p, stencil(geometry), product_lines(geometry), dtype)[0]
     return min(costs, key=costs.get)
 
 
 def reaches_most_pixels(p):
-    """Whether each tap sees half of the results and 32, so that F(2x2, 3x3) rounds no more than is allowed.
+    """Whether each tap sees half of the results and 32, so that Winograd rounds no more than is allowed.
 
-    Its error is relative to 3x3 taps together, which may be too large for a tap that meets little but padding.
+    Its error is relative to a stencil's taps together, which may be too large for a tap that meets little but padding.
     """
     least = [
         min(sum(0 <= o * s + r * d - lo < n for o in range(y)) for r in range(k))

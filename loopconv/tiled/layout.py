@@ -256,10 +256,11 @@ def _mirrored(p):
 
 
 @lru_cache(maxsize=512)
-def dense_layout(sizes):
-    """Layout without gaps of an array of three `sizes`: y for the weight gradient."""
-    source = np.array([[0, 0, 0, 1, 1, 1]], np.int64)
-    return _layout(source, sizes, sizes, 0, prod(sizes), [], [0], [0], (0, 0, 0))
+def dense_layout(sizes, every=(1, 1, 1)):
+    """Layout without gaps of the phases of an array of three `sizes`, `every` pixels apart: y for weight gradients."""
+    source = np.array([[*phase, *every] for phase in product(*map(range, every))], np.int64)
+    pixels = tuple(-(-n // m) for n, m in zip(sizes, every))
+    return _layout(source, pixels, pixels, 0, prod(pixels), [], [0], [0], (0, 0, 0))
 
 
 def adjoint_phase(n, k, s, d, lo, phase):

@@ -1,7 +1,7 @@
 """From a Geometry to stages: which kernels run on which arrays, with which tables of integers."""
 
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from math import gcd, prod
 from typing import Any, NamedTuple
 
@@ -150,13 +150,10 @@ def tile_lines(geometry, is_adjoint, m):
     """The call in tiles of F(m x m, R x S)."""
     R, S = stencil(geometry)
     layout = stencil_layout(problem(geometry), is_adjoint)
-    high, wide, down, across = sides(m, R, S)
+    high, wide, *_ = sides(m, R, S)
     T = max(map(len, layout.stencils))
     offsets = [[one.offset - some[0].offset for one in some] + [0] * (T - len(some)) for some in layout.stencils]
-    ranges = [
-        [_range(some, R * (r == down - 1), S * (s == across - 1)) for r in range(down) for s in range(across)]
-        for some in layout.stencils
-    ]
+    ranges = [_ranges(some, m, R, S) for some in layout.stencils]
     step, (_, slice_, pitch) = layout.layout.step, layout.layout.pitches
     _, _, Z, P, Q = np.max([phase for phases in layout.phases for phase in phases], axis=0).tolist()
     lines = [
@@ -171,10 +168,18 @@ def tile_lines(geometry, is_adjoint, m):
     return Lines(layout, *(np.array(table, np.int64) for table in (offsets, ranges, lines)), -(-Q // wide))
 
 
-def _range(stencils, rows, cols):
-    """(first, past the last) of the stencils of at least so many rows and columns; they are in that order."""
-    fitting = [t for t, one in enumerate(stencils) if one.rows >= rows and one.cols >= cols]
-    return (fitting[0], fitting[-1] + 1) if fitting else (0, 0)
+def _ranges(stencils, m, R, S):
+    """For each number of a tile, (first, past the last) of the stencils that it is a sum over.
+
+    The last row and column of numbers are of those that have all rows and columns of taps.
+    """
+    *_, down, across = sides(m, R, S)
+    ranges = []
+    for r, s in product(range(down), range(across)):
+        rows, cols = R * (r == down - 1), S * (s == across - 1)
+        fitting = [t for t, one in enumerate(stencils) if one.rows >= rows and one.cols >= cols]
+        ranges.append((fitting[0], fitting[-1] + 1) if fitting else (0, 0))
+    return ranges
 
 
 # --------------------------------------------------------------------------------- forward and adjoint
@@ -459,31 +464,61 @@ def outer_plan(geometry, dtype):
     return _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
 
 
-def winograd_weight_plan(geometry, dtype):
-    """The weight gradient by F(2x2, 3x3)."""
-    p = problem(geometry)
-    (Z, P, Q), T, n = p.y, p.k[0], lanes(dtype)
-    down, across = -(-P // 2), -(-Q // 2)
-    even = (Z, 2 * down, 2 * across)
+class ProductLines(NamedTuple):
+    """A weight gradient by F(2x2, RxS): as `Lines`, of one set of weights; lines are (offset in x, offset in y)."""
+
+    stencils: list
+    offsets: np.ndarray
+    ranges: np.ndarray
+    lines: np.ndarray
+    tiles: int
+    x_layout: Any
+    y_layout: Any
+
+
+@lru_cache(maxsize=256)
+def product_lines(geometry):
+    """The weight gradient in tiles of F(2x2, RxS)."""
+    p, taps = problem(geometry), stencil(geometry)
+    high, wide, *_ = sides(2, *taps)
+    every = (1, 1, 1) if max(p.stride) > 1 else (1, *p.dilation[1:])
     # tiles at the edges meet zeros
-    x_layout = forward_layout(p._replace(y=even))
-    y_layout = dense_layout(even)._replace(lengths=p.y)
-    _, rows, cols, channels, swapped, chunk, parts = winograd_weight_tile(p, dtype)
+    Z, P, Q = p.y[0], *(-(-n // (m * d)) * m for n, m, d in zip(p.y[1:], (high, wide), every[1:]))
+    whole = stencil_layout(p._replace(y=(Z, P * every[1], Q * every[2])), False)
+    y_layout = dense_layout((Z, P * every[1], Q * every[2]), every)
+    y_layout = y_layout._replace(lengths=tuple(-(-n // m) for n, m in zip(p.y, every)))
+    (some,), (phases,), (_, slice_, pitch) = whole.stencils, whole.phases, whole.layout.pitches
+    lines = [
+        (offset + (z * slice_ + i) * pitch, ((phase * Z + z) * P + i) * Q)
+        for z in range(Z)
+        for i in range(0, P, high)
+        for phase, (offset, *_) in enumerate(phases)
+    ]
+    offsets, ranges = [one.offset - some[0].offset for one in some], _ranges(some, 2, *taps)
+    tables = (np.array(table, np.int64) for table in (offsets, ranges, lines))
+    return ProductLines(some, *tables, -(-Q // wide), whole.layout, y_layout)
+
+
+def winograd_weight_plan(geometry, dtype):
+    """The weight gradient by F(2x2, RxS)."""
+    p, taps, tiles, n = problem(geometry), stencil(geometry), product_lines(geometry), lanes(dtype)
+    size, all_taps, T = prod(sides(2, *taps)[2:]), prod(p.k), len(tiles.stencils)
+    _, rows, cols, channels, swapped, chunk, parts = winograd_weight_tile(p, taps, tiles, dtype)
     width = cols * n
-    x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset[::9], 9 * T)
-    y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(T, np.int64), 9 * T * p.C)
+    x = ("x", p.C, p.x, p.x_step, tiles.x_layout, all_taps, tiles.lines[:, 0], tiles.offsets)
+    y = ("y", p.K, p.y, p.y_step, tiles.y_layout, all_taps * p.C, tiles.lines[:, 1], np.zeros(T, np.int64))
     a, b = (x, y) if swapped else (y, x)
     a_step, b_step = (_unaligned(chunk * size, dtype) for size in (channels, width))
     units = p.G * T * -(-a[1] // channels) * -(-b[1] // width) * parts
     numbers = _tables(
-        [p.N, p.G, a[1], b[1], Z, down, across, T, chunk, parts, a_step, b_step, p.G * p.K * p.C * 9 * T,
-         p.K * p.C * 9 * T, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
-        np.concatenate([a[5], b[5]]),
+        [p.N, p.G, a[1], b[1], len(tiles.lines), tiles.tiles, T, chunk, parts, a_step, b_step, prod(geometry.w_shape),
+         p.K * p.C * all_taps, a[5], b[5], a[4].channel, a[4].pitches[2], b[4].channel, b[4].pitches[2]],
+        np.stack([a[6], b[6]], axis=1), tiles.ranges,
+        [(*offsets, *one[1:]) for *offsets, one in zip(a[7], b[7], tiles.stencils)],
     )  # fmt: skip
-    call = Stage(
-        compiled(make_winograd_weight, n, rows, cols, channels, swapped), ("a", "b", "w" if parts == 1 else "partial"),
-        numbers, units, geometry.macs, 16 * (a_step + b_step + -(-channels // rows) * rows * width),
-    )  # fmt: skip
+    kernel = compiled(make_winograd_weight, *taps, n, rows, cols, channels, swapped)
+    room = size * (a_step + b_step + -(-channels // rows) * rows * width)
+    call = Stage(kernel, ("a", "b", "w" if parts == 1 else "partial"), numbers, units, geometry.macs, room)
     packs, rooms = _pack_both(p, dtype, (channels, "a", *a[:5]), (width, "b", *b[:5]))
     plan = _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
     return plan._replace(call=(*plan.call, _test_finite(geometry, dtype)))

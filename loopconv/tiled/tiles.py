@@ -150,10 +150,10 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT = 2.5
-# Cycles of F(2x2, 3x3) of the weights' gradient: of a vector of inputs, of results, and of kernels. Times of 'outer'
+# The same of the weights' gradient, for each number of a vector of inputs, of results, and of kernels. Times of 'outer'
 # over those of 'winograd2', predicted and measured: 64->64 at 56x56 1.8 and 1.7, 128->128 at 28x28 1.8 and 1.7,
 # 256->256 at 14x14 1.5 and 1.5, 512->512 at 7x7 0.9 and 1.0, 8->8 at 128x128 0.9 and 0.9, 3->64 at 112x112 0.3 and 0.8.
-WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 60, 40, 130
+WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 3.75, 2.5, 8
 
 
 def winograd_tile(m, taps, M, C, tiles, dtype):
@@ -179,24 +179,27 @@ def winograd_tile(m, taps, M, C, tiles, dtype):
 GROUP_CHANNELS, PART_TILES = 96, 256
 
 
-def winograd_weight_tile(p, dtype):
-    """(cost, rows, cols, channels, swapped, chunk, parts) of the whole weight gradient by F(2x2, 3x3)."""
-    n, size = lanes(dtype), 16 * np.dtype(dtype).itemsize
+def winograd_weight_tile(p, taps, tiles, dtype):
+    """(cost, rows, cols, channels, swapped, chunk, parts) of the whole weight gradient by F(2x2, RxS).
+
+    `tiles` is `plans.ProductLines`.
+    """
+    n, size, T = lanes(dtype), prod(sides(2, *taps)[2:]), len(tiles.stencils)
     straight, crossed = weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype)
     swapped = crossed[0] < 0.8 * straight[0]
     (_, rows, cols), (A, B) = (crossed, (p.C, p.K)) if swapped else (straight, (p.K, p.C))
     # each block of A transforms B anew: worth about 8 channels
     channels = min(range(n, GROUP_CHANNELS + 1, n), key=lambda m: -(-A // m) * (-(-m // rows) * rows + 8))
-    tiles = p.N * p.y[0] * -(-p.y[1] // 2) * -(-p.y[2] // 2)
-    units = p.G * p.k[0] * -(-B // (cols * n)) * -(-A // channels)
-    parts = max(1, min(UNITS // units, tiles // PART_TILES))
-    chunk = even(-(-tiles // parts), INPUTS_BYTES // (size * (channels + cols * n)))
-    blocks, steps = -(-A // channels) * -(-B // (cols * n)), _step(rows, cols)
+    count = p.N * len(tiles.lines) * tiles.tiles
+    units = p.G * T * -(-B // (cols * n)) * -(-A // channels)
+    parts = max(1, min(UNITS // units, count // PART_TILES))
+    chunk = even(-(-count // parts), INPUTS_BYTES // (size * np.dtype(dtype).itemsize * (channels + cols * n)))
     x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
-    transforms = (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
-    sums = 16 * -(-channels // rows) * (steps + 3 * rows * cols / chunk)
-    results = parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
-    return p.G * p.k[0] * (blocks * tiles * (sums + transforms) + results), rows, cols, channels, swapped, chunk, parts
+    transforms = size * T * (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
+    sums = int(np.diff(tiles.ranges).sum()) * -(-channels // rows) * (_step(rows, cols) + 3 * rows * cols / chunk)
+    results = size * T * parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
+    cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results)
+    return cost, rows, cols, channels, swapped, chunk, parts
 
 
 def per_cycle():

@@ -202,66 +202,71 @@ def make_winograd(m, R, S, lanes, rows, cols):
     return winograd
 
 
-def make_spread(name, side, width, lanes):
-    """The transform of `side` x `side` pixels of `width` channels, which lie in blocks (position, channel)."""
+def make_spread(R, S, name, width, lanes):
+    """The transform of some pixels of `width` channels, which lie in blocks (position, channel)."""
+    high, wide, down, across = sides(2, R, S)
+    rows, cols = (down, across) if name == "input" else (high, wide)
 
     @register_jitable
-    @named(name, side, width, lanes)
+    @named(R, S, name, width, lanes)
     def spread(source, position, row, target, at, step):
-        """target[at + i*step:] = the i-th of the 16 results, for every channel."""
+        """target[at + i*step:] = the i-th of the results, for every channel."""
         for c in range(0, width, lanes):
-            d = tile_load(source, position * width + c, row * width, width, lanes, side, side)
-            tile_store(tile_transform(d, 2, 3, 3, name), target, at + c, 4 * step, step)
+            d = tile_load(source, position * width + c, row * width, width, lanes, rows, cols)
+            tile_store(tile_transform(d, 2, R, S, name), target, at + c, across * step, step)
 
     return spread
 
 
-def make_winograd_weight(lanes, rows, cols, channels, swapped):
-    """The weight gradient by F(2x2, 3x3), with a tile of `rows` channels of A x `cols` vectors of channels of B.
+def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
+    """The weight gradient by F(2x2, RxS), with a tile of `rows` channels of A x `cols` vectors of channels of B.
 
     A and B are y and x, or, where `swapped`, x and y. Both are packed as for the kernel of outer products, A in blocks
     of `channels`, whose transforms fill vectors.
     """
-    width = cols * lanes
-    of_a = ("input", 4) if swapped else ("grad", 2)
-    of_b = ("grad", 2) if swapped else ("input", 4)
-    spread_a, spread_b = make_spread(*of_a, channels, lanes), make_spread(*of_b, width, lanes)
+    width, wide, (*_, down, across) = cols * lanes, sides(2, R, S)[1], sides(2, R, S)
+    size = down * across
+    of_a, of_b = ("input", "grad") if swapped else ("grad", "input")
+    spread_a, spread_b = make_spread(R, S, of_a, channels, lanes), make_spread(R, S, of_b, width, lanes)
     tiles_of_a = (channels + rows - 1) // rows
 
     def winograd_weight(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (group, slice of the kernel, block of A, block of B,
-        part of the 2x2 tiles of pixels).
+        """Compute the units of work first .. last-1; a unit is (group, stencil, block of A, block of B, part of the
+        tiles of pixels).
 
         Each part has a result of its own in `w` (part, group, K, C, taps). `chunk` tiles are transformed, and then
-        summed for each of the 16 numbers of a tile, before the next; the scratch has (16, tile, channel) of A and of
-        B, and the sums (16, tile of channels). What is not finite is spread over 3x3 taps.
+        summed for each of the numbers of a tile, before the next; the scratch has (number, tile, channel) of A and of
+        B, and the sums (number, tile of channels). Tables in `plan`: for each line of tiles, where it is in A and in B;
+        for each number, which stencils need it; for each stencil, where it is in A and in B, its first tap, steps of
+        rows and columns, and how many it has. What is not finite is spread over the stencil.
         """
         a, b, w = arrays
-        N, G, MA, MB, Z, down, across, T = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7]
-        chunk, parts, a_step, b_step = plan[8], plan[9], plan[10], plan[11]
-        w_part, w_group, w_a, w_b = plan[12], plan[13], plan[14], plan[15]
-        a_block, a_slice, a_row, b_block, b_slice, b_row = plan[16], plan[17], plan[18], plan[19], plan[20], plan[21]
-        tap_a, tap_b = pointer(plan, plan[22]), pointer(plan, plan[22] + T)
+        N, G, MA, MB, lines, tiles, T = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        chunk, parts, a_step, b_step = plan[7], plan[8], plan[9], plan[10]
+        w_part, w_group, w_a, w_b = plan[11], plan[12], plan[13], plan[14]
+        a_block, a_row, b_block, b_row = plan[15], plan[16], plan[17], plan[18]
+        line_table, ranges, stencils = pointer(plan, plan[19]), pointer(plan, plan[20]), plan[21]
         a_blocks, b_blocks = (MA + channels - 1) // channels, (MB + width - 1) // width
-        tiles, step = N * Z * down * across, tiles_of_a * rows * width
-        b0, sums = 16 * a_step, 16 * (a_step + b_step)
+        step, b0, sums = tiles_of_a * rows * width, size * a_step, size * (a_step + b_step)
         for unit in range(first, last):
             part, jb = unit % parts, unit // parts % b_blocks
             ja, t = unit // (parts * b_blocks) % a_blocks, unit // (parts * b_blocks * a_blocks) % T
-            g = unit // (parts * b_blocks * a_blocks * T)
+            g, one = unit // (parts * b_blocks * a_blocks * T), pointer(plan, stencils + 7 * t)
             here_a, here_b = min(channels, MA - ja * channels), min(width, MB - jb * width)
-            tile0, stop = tiles * part // parts, tiles * (part + 1) // parts
+            tile0, stop = N * lines * tiles * part // parts, N * lines * tiles * (part + 1) // parts
             for from_ in range(tile0, stop, chunk):
                 here = min(chunk, stop - from_)
                 for tile in range(here):
-                    line, q = (from_ + tile) // across, (from_ + tile) % across * 2
-                    p, z, image = line % down * 2, line // down % Z, line // (down * Z) * G + g
-                    at = (image * a_blocks + ja) * a_block + z * a_slice + p * a_row + q + tap_a[t]
+                    line, q = (from_ + tile) // tiles, (from_ + tile) % tiles * wide
+                    image, line = line // lines * G + g, line % lines * 2
+                    at = (image * a_blocks + ja) * a_block + line_table[line] + q + one[0]
                     spread_a(a, at, a_row, scratch, tile * channels, a_step)
-                    at = (image * b_blocks + jb) * b_block + z * b_slice + p * b_row + q + tap_b[t]
+                    at = (image * b_blocks + jb) * b_block + line_table[line + 1] + q + one[1]
                     spread_b(b, at, b_row, scratch, b0 + tile * width, b_step)
-                for xi in range(16):
+                for xi in range(size):
                     to = sums + xi * step
+                    if not ranges[2 * xi] <= t < ranges[2 * xi + 1]:
+                        continue
                     for m in range(0, here_a, rows):
                         if from_ == tile0:
                             acc = tile_zeros(a, lanes, rows, cols)
@@ -276,12 +281,13 @@ def make_winograd_weight(lanes, rows, cols, channels, swapped):
                         to += rows * width
             for m in range(here_a):
                 for c in range(0, here_b, lanes):
-                    dw = tile_load(scratch, sums + m * width + c, 4 * step, step, lanes, 4, 4)
-                    numbers = tile_spill(tile_transform(dw, 2, 3, 3, "weight_grad"))
-                    at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + t * 9
+                    dw = tile_load(scratch, sums + m * width + c, across * step, step, lanes, down, across)
+                    numbers = tile_spill(tile_transform(dw, 2, R, S, "weight_grad"))
+                    at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + one[2]
                     for i in range(min(lanes, here_b - c)):
-                        for r in range(9):
-                            w[at + i * w_b + r] = numbers[r * lanes + i]
+                        for r in range(one[5]):
+                            for s in range(one[6]):
+                                w[at + i * w_b + r * one[3] + s * one[4]] = numbers[(r * S + s) * lanes + i]
         return 0
 
     return winograd_weight
