@@ -231,8 +231,8 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
     tiles_of_a = (channels + rows - 1) // rows
 
     def winograd_weight(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (group, stencil, block of A, block of B, part of the
-        tiles of pixels).
+        """Compute the units of work first .. last-1; a unit is (group, block of A, block of B, part of the tiles of
+        pixels, stencil): what stencils write lies between each other.
 
         Each part has a result of its own in `w` (part, group, K, C, taps). `chunk` tiles are transformed, and then
         summed for each of the numbers of a tile, before the next; the scratch has (number, tile, channel) of A and of
@@ -249,9 +249,10 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
         a_blocks, b_blocks = (MA + channels - 1) // channels, (MB + width - 1) // width
         step, b0, sums = tiles_of_a * rows * width, size * a_step, size * (a_step + b_step)
         for unit in range(first, last):
-            part, jb = unit % parts, unit // parts % b_blocks
-            ja, t = unit // (parts * b_blocks) % a_blocks, unit // (parts * b_blocks * a_blocks) % T
-            g, one = unit // (parts * b_blocks * a_blocks * T), pointer(plan, stencils + 7 * t)
+            t, part = unit % T, unit // T % parts
+            jb, ja = unit // (T * parts) % b_blocks, unit // (T * parts * b_blocks) % a_blocks
+            g, one = unit // (T * parts * b_blocks * a_blocks), pointer(plan, stencils + 7 * t)
+            tap, step_r, step_s, taps_r, taps_s = one[2], one[3], one[4], one[5], one[6]
             here_a, here_b = min(channels, MA - ja * channels), min(width, MB - jb * width)
             tile0, stop = N * lines * tiles * part // parts, N * lines * tiles * (part + 1) // parts
             for from_ in range(tile0, stop, chunk):
@@ -283,11 +284,11 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
                 for c in range(0, here_b, lanes):
                     dw = tile_load(scratch, sums + m * width + c, across * step, step, lanes, down, across)
                     numbers = tile_spill(tile_transform(dw, 2, R, S, "weight_grad"))
-                    at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + one[2]
+                    at = part * w_part + g * w_group + (ja * channels + m) * w_a + (jb * width + c) * w_b + tap
                     for i in range(min(lanes, here_b - c)):
-                        for r in range(one[5]):
-                            for s in range(one[6]):
-                                w[at + i * w_b + r * one[3] + s * one[4]] = numbers[(r * S + s) * lanes + i]
+                        for r in range(taps_r):
+                            for s in range(taps_s):
+                                w[at + i * w_b + r * step_r + s * step_s] = numbers[(r * S + s) * lanes + i]
         return 0
 
     return winograd_weight
