@@ -151,9 +151,10 @@ WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT = 2.5
 # The same of the weights' gradient, for each number of a vector of inputs, of results, and of kernels. Times of 'outer'
-# over those of 'winograd2', predicted and measured: 64->64 at 56x56 1.8 and 1.7, 128->128 at 28x28 1.8 and 1.7,
-# 256->256 at 14x14 1.5 and 1.5, 512->512 at 7x7 0.9 and 1.0, 8->8 at 128x128 0.9 and 0.9, 3->64 at 112x112 0.3 and 0.8.
-WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 3.75, 2.5, 8
+# over those of 'winograd2', predicted and measured: 3x3 64->64 at 56x56 1.8 and 1.7, 256->256 at 14x14 1.4 and 1.4,
+# 512->512 at 7x7 0.7 and 0.9, 8->8 at 128x128 0.9 and 1.0, dilation 2 256->256 at 28x28 1.7 and 1.6, stride 2 128->128
+# at 56x56 1.1 and 1.1; 4x4 stride 2 256->512 at 8x8, 16 images, 1.2 and 1.0; 1-D 3 taps 128->128 1.3 and 1.1.
+WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 4.5, 3, 16
 
 
 def winograd_tile(m, taps, M, C, tiles, dtype):

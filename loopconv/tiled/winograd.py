@@ -232,7 +232,7 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
 
     def winograd_weight(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, block of A, block of B, part of the tiles of
-        pixels, stencil): what stencils write lies between each other.
+        pixels, stencil).
 
         Each part has a result of its own in `w` (part, group, K, C, taps). `chunk` tiles are transformed, and then
         summed for each of the numbers of a tile, before the next; the scratch has (number, tile, channel) of A and of
@@ -248,6 +248,8 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
         line_table, ranges, stencils = pointer(plan, plan[19]), pointer(plan, plan[20]), plan[21]
         a_blocks, b_blocks = (MA + channels - 1) // channels, (MB + width - 1) // width
         step, b0, sums = tiles_of_a * rows * width, size * a_step, size * (a_step + b_step)
+        # what stencils write lies between each other, so they follow each other; at once, as sums of all of them do not
+        # fit into the second-level cache, 256->128 3x3, stride 2, 128x128, took 29 instead of 22 ms
         for unit in range(first, last):
             t, part = unit % T, unit // T % parts
             jb, ja = unit // (T * parts) % b_blocks, unit // (T * parts * b_blocks) % a_blocks
