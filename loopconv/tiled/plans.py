@@ -412,11 +412,11 @@ def _source(p, layout, C, sizes, steps):
 
 def _pack_weights(t, rows):
     """(stage, kept) for the packed weights."""
-    layout, M, C = t.layout, t.M, t.C
-    blocks, taps = t.p.G * -(-M // rows), len(layout.tap_offset)
-    # the adjoint's phases may leave out taps, which are longer than the images
-    T = max(taps, prod(t.p.k))
-    first, step = np.full(T, -1, np.int64), np.zeros(T, np.int64)
+    layout, M, C, T = t.layout, t.M, t.C, prod(t.p.k)
+    blocks = t.p.G * -(-M // rows)
+    # taps that only phases without pixels have go where those would be
+    first, step = np.empty(T, np.int64), np.full(T, rows, np.int64)
+    first[layout.tap_weight] = np.arange(T) * C * rows
     for begin, end in layout.results[:, :2]:
         numbers = layout.tap_weight[begin:end]
         first[numbers] = (begin * C + np.arange(end - begin)) * rows
@@ -424,7 +424,7 @@ def _pack_weights(t, rows):
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
     size = blocks * rows * C * T
-    kernel = compiled(packers.make_pack_weights, rows, few_lanes(t.dtype))
+    kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
     return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
 
 
