@@ -293,7 +293,7 @@ def tile_load_every(typing, array, i, row_step, lane_step, lanes, rows, cols):
 def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, rows, cols):
     """tile[m, n, l] = array[i + m*row_step + n*col_step + l*lane_step], number by number, for all l < count.
 
-    The lanes after them are as the last of them.
+    The lanes after them are as the last of them. Where `count` is a literal, none of that is left to the kernel.
     """
     tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
 
@@ -301,34 +301,17 @@ def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, r
         array_, i_, row_step_, col_step_, lane_step_, count_ = arguments[:6]
         begin = _address(context, builder, array, array_, i_)
         last = builder.sub(count_, _INT64(1))
-
-        def gather(is_whole):
-            lanes = [_INT64(lane) for lane in range(tile.lanes)]
-            if not is_whole:
-                lanes = [builder.select(builder.icmp_signed("<", lane, last), lane, last) for lane in lanes]
-            shifts = [builder.mul(lane, lane_step_) for lane in lanes]
-            vectors = []
-            for m, n in product(range(tile.rows), range(tile.cols)):
-                shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
-                first, vector = builder.gep(begin, [shift]), ir.Constant(tile.vector, ir.Undefined)
-                for lane, shift in enumerate(shifts):
-                    number = _load(builder, builder.gep(first, [shift]), tile.dtype_ir)
-                    vector = builder.insert_element(vector, number, _INT32(lane))
-                vectors.append(vector)
-            return vectors, builder.block
-
-        # all lanes without tests of each
-        with builder.if_else(builder.icmp_signed(">=", count_, _INT64(tile.lanes))) as branches:
-            ends = []
-            for branch, is_whole in zip(branches, (True, False)):
-                with branch:
-                    ends.append(gather(is_whole))
-        gathered = [builder.phi(tile.vector) for _ in range(tile.rows * tile.cols)]
+        lanes = [_INT64(lane) for lane in range(tile.lanes)]
+        lanes = [builder.select(builder.icmp_signed("<", lane, last), lane, last) for lane in lanes]
+        shifts = [builder.mul(lane, lane_step_) for lane in lanes]
         acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
-        for at, vector in enumerate(gathered):
-            for vectors, block in ends:
-                vector.add_incoming(vectors[at], block)
-            acc = builder.insert_value(acc, vector, at)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
+            first, vector = builder.gep(begin, [shift]), ir.Constant(tile.vector, ir.Undefined)
+            for lane, shift in enumerate(shifts):
+                number = _load(builder, builder.gep(first, [shift]), tile.dtype_ir)
+                vector = builder.insert_element(vector, number, _INT32(lane))
+            acc = builder.insert_value(acc, vector, m * tile.cols + n)
         return acc
 
     i64 = types.int64
