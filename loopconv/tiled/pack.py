@@ -6,6 +6,8 @@ from numba.extending import overload
 from loopconv.tiled.simd import (
     pointer,
     tile_axpy,
+    tile_gather,
+    tile_load,
     tile_load_every,
     tile_spill,
     tile_store,
@@ -227,56 +229,65 @@ def make_pack_channels_last(width, together, lanes):
 # after the other.
 CHANNELS_TOGETHER = 8
 
+# Taps of the adjoint that are interleaved at a time. In ns an element, with 1, 4 and 8: 0.27, 0.15 and 0.16 (256->256
+# 3x3, 8 rows), 0.25, 0.18 and 0.53 (512->240 4x4 in four phases, 24 rows).
+TAPS_TOGETHER = 4
 
-def make_pack_weights(rows, lanes):
-    """The packer of weights for tiles of `rows` rows."""
+
+def make_pack_weights(rows, together, lanes):
+    """The packer of weights for tiles of `rows` rows, `together` of which are interleaved at a time."""
+    taps_together = TAPS_TOGETHER
 
     def pack_weights(arrays, scratch, plan, first, last):
         """Write the row blocks first .. last-1 of `w` as (group, block, result phase, channel, tap, row).
 
-        In that order the kernels read them one after the other. Rows past the last are zeros. Tap t of
-        channel c goes to tap_first[t] + c * tap_step[t] in a block, unless tap_first[t] is negative.
+        In that order the kernels read them one after the other. Rows past the last are as the last. Tap t of
+        channel c goes to tap_first[t] + c * tap_step[t] in a block.
         """
         w, packed = arrays
         M, C, T, w_group, w_row, w_channel, in_order = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         tap_first, tap_step = pointer(plan, 7), pointer(plan, 7 + T)
-        blocks = (M + rows - 1) // rows
+        blocks, whole = (M + rows - 1) // rows, T - T % taps_together
         if in_order:  # forward: the channels and taps of a row follow each other, and stay as they are
             for block in range(first, last):
-                m0 = block % blocks * rows
-                here = min(rows, M - m0)
-                source = pointer(w, block // blocks * w_group + m0 * w_row)
-                target = pointer(packed, block * C * T * rows)
+                m0, to = block % blocks * rows, block * C * T * rows
+                here, at = min(rows, M - m0), block // blocks * w_group + m0 * w_row
                 if here == rows:
-                    interleave(source, w_row, 1, C * T, C * T, target, rows, rows, lanes)
+                    for m in range(0, rows, together):
+                        source, target = pointer(w, at + m * w_row), pointer(packed, to + m)
+                        interleave(source, w_row, 1, C * T, C * T, target, rows, together, lanes)
                 else:
                     for i in range(C * T):
-                        for m in range(rows):
-                            target[i * rows + m] = source[m * w_row + i] if m < here else 0
+                        tile_store(tile_gather(w, at + i, 0, 0, w_row, here, rows, 1, 1), packed, to + i * rows, 0, 0)
             return 0
         for c0 in range(0, C, CHANNELS_TOGETHER):
             c1 = min(c0 + CHANNELS_TOGETHER, C)
+            g, m0 = first // blocks, first % blocks * rows
             for block in range(first, last):
-                m0 = block % blocks * rows
-                here = min(rows, M - m0)
-                if T == 1 and here == rows:  # 1x1: the rows of a channel follow each other
-                    source = pointer(w, block // blocks * w_group + m0)
-                    target = pointer(packed, block * C * rows)
+                here, at, to = min(rows, M - m0), g * w_group + m0 * w_row, block * C * T * rows
+                m0 += rows
+                if m0 >= M:
+                    g, m0 = g + 1, 0
+                # a loop for each kind: in one, those of 3 taps took 0.66 instead of 0.45 ns an element
+                if here < rows:
                     for c in range(c0, c1):
-                        for m in range(rows):
-                            target[c * rows + m] = source[c * w_channel + m]
-                    continue
-                for c in range(c0, c1):
-                    source = pointer(w, block // blocks * w_group + m0 * w_row + c * w_channel)
-                    for t in range(T):
-                        if tap_first[t] >= 0:
-                            target = pointer(packed, block * C * T * rows + tap_first[t] + c * tap_step[t])
-                            if here == rows:
+                        for t in range(T):
+                            tile = tile_gather(w, at + c * w_channel + t, 0, 0, w_row, here, rows, 1, 1)
+                            tile_store(tile, packed, to + tap_first[t] + c * tap_step[t], 0, 0)
+                elif T == 1:  # 1x1: the rows of a channel follow each other
+                    for c in range(c0, c1):
+                        tile_store(tile_load(w, at + c * w_channel, 0, 0, rows, 1, 1), packed, to + c * rows, 0, 0)
+                else:
+                    for c in range(c0, c1):
+                        for t in range(0, whole, taps_together):
+                            numbers = tile_spill(tile_load(w, at + c * w_channel + t, w_row, 0, taps_together, rows, 1))
+                            for j in range(taps_together):
+                                target = pointer(packed, to + tap_first[t + j] + c * tap_step[t + j])
                                 for m in range(rows):
-                                    target[m] = source[m * w_row + t]
-                            else:
-                                for m in range(rows):
-                                    target[m] = source[m * w_row + t] if m < here else 0
+                                    target[m] = numbers[m * taps_together + j]
+                        for t in range(whole, T):
+                            tile = tile_gather(w, at + c * w_channel + t, 0, 0, w_row, rows, rows, 1, 1)
+                            tile_store(tile, packed, to + tap_first[t] + c * tap_step[t], 0, 0)
         return 0
 
     return pack_weights

@@ -276,13 +276,13 @@ def winograd_plan(t, m):
     reach = tiles.lines[:, :, 0].max() + tiles.offsets.max() + (down - 1) * layout.pitches[2]
     reach += wide * (tiles.tiles - 1 + (across - 1) // wide + n)
     pack, rooms = _pack_source(t, max(int(reach) - layout.channel, 0))
-    weights, packed = _pack_weights(t, rows)
     transformed = p.G * blocks * F * size * T * t.C * rows
-    kernel, table = (
-        compiled(make_transform_weights, m, *taps, rows),
-        _stencil_table(t, tiles.stencils.stencils, rows),
-    )
-    transform = Stage(kernel, ("packed", "u"), table, p.G * blocks, MOVE_MACS * transformed)
+    stencils = tiles.stencils.stencils
+    are_whole = all(len(some) == T and (one.rows, one.cols) == taps for some in stencils for one in some)
+    transform = Stage(
+        compiled(make_transform_weights, m, *taps, rows, are_whole), ("w", "u"), _stencil_table(t, stencils),
+        p.G * blocks, MOVE_MACS * transformed,
+    )  # fmt: skip
     stages = (pack,)
     if shares > 1:
         kernel = compiled(make_transform_inputs, m, *taps, n, cols)
@@ -293,19 +293,20 @@ def winograd_plan(t, m):
     kernel = compiled(make_winograd, m, *taps, n, rows, cols)
     arrays = ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer")
     call = Stage(kernel, arrays, numbers, units * shares, t.geometry.macs, room)
-    return Plan((*_test_weights(t), weights, transform), (*stages, call), packed | {"u": transformed}, rooms)
+    return Plan((*_test_weights(t), transform), (*stages, call), {"u": transformed}, rooms)
 
 
-def _stencil_table(t, sets, rows):
-    """What the transform of the weights has to know of where packed blocks have the stencils."""
-    table, T = [], max(map(len, sets))
-    for stencils, (begin, end) in zip(sets, t.layout.results[:, :2].tolist()):
+def _stencil_table(t, sets):
+    """What the transform of the weights has to know of where the weights have the stencils."""
+    table, T, taps = [], max(map(len, sets)), t.layout.tap_weight.tolist()
+    for stencils in sets:
         for one in stencils:
-            steps = end - begin, one.step_r, one.step_s
-            place = begin * t.C + one.tap - begin
-            table += [rows * place, *(rows * step for step in steps), one.rows, one.cols]
-        table += [0] * 6 * (T - len(stencils))
-    return np.array([t.C, len(sets), T, rows * t.C * max(len(t.layout.tap_offset), prod(t.p.k)), *table], np.int64)
+            first = taps[one.tap]
+            step_r = taps[one.tap + one.step_r] - first if one.rows > 1 else 0
+            step_s = taps[one.tap + one.step_s] - first if one.cols > 1 else 0
+            table += [first, step_r, step_s, one.rows, one.cols]
+        table += [0] * 5 * (T - len(stencils))
+    return np.array([t.M, t.C, *t.w_steps, len(sets), T, *table], np.int64)
 
 
 def depthwise_plan(t):
@@ -412,11 +413,11 @@ def _source(p, layout, C, sizes, steps):
 
 def _pack_weights(t, rows):
     """(stage, kept) for the packed weights."""
-    layout, M, C = t.layout, t.M, t.C
-    blocks, taps = t.p.G * -(-M // rows), len(layout.tap_offset)
-    # the adjoint's phases may leave out taps, which are longer than the images
-    T = max(taps, prod(t.p.k))
-    first, step = np.full(T, -1, np.int64), np.zeros(T, np.int64)
+    layout, M, C, T = t.layout, t.M, t.C, prod(t.p.k)
+    blocks = t.p.G * -(-M // rows)
+    # taps that only phases without pixels have go where those would be
+    first, step = np.empty(T, np.int64), np.full(T, rows, np.int64)
+    first[layout.tap_weight] = np.arange(T) * C * rows
     for begin, end in layout.results[:, :2]:
         numbers = layout.tap_weight[begin:end]
         first[numbers] = (begin * C + np.arange(end - begin)) * rows
@@ -424,7 +425,7 @@ def _pack_weights(t, rows):
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
     size = blocks * rows * C * T
-    kernel = compiled(packers.make_pack_weights, rows, few_lanes(t.dtype))
+    kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
     return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
 
 

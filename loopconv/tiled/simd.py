@@ -289,6 +289,35 @@ def tile_load_every(typing, array, i, row_step, lane_step, lanes, rows, cols):
     return tile(array, i64, i64, lane_step, lanes, rows, cols), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, rows, cols):
+    """tile[m, n, l] = array[i + m*row_step + n*col_step + l*lane_step], number by number, for all l < count.
+
+    The lanes after them are as the last of them. Where `count` is a literal, none of that is left to the kernel.
+    """
+    tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, cols.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        array_, i_, row_step_, col_step_, lane_step_, count_ = arguments[:6]
+        begin = _address(context, builder, array, array_, i_)
+        last = builder.sub(count_, _INT64(1))
+        lanes = [_INT64(lane) for lane in range(tile.lanes)]
+        lanes = [builder.select(builder.icmp_signed("<", lane, last), lane, last) for lane in lanes]
+        shifts = [builder.mul(lane, lane_step_) for lane in lanes]
+        acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for m, n in product(range(tile.rows), range(tile.cols)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
+            first, vector = builder.gep(begin, [shift]), ir.Constant(tile.vector, ir.Undefined)
+            for lane, shift in enumerate(shifts):
+                number = _load(builder, builder.gep(first, [shift]), tile.dtype_ir)
+                vector = builder.insert_element(vector, number, _INT32(lane))
+            acc = builder.insert_value(acc, vector, m * tile.cols + n)
+        return acc
+
+    i64 = types.int64
+    return tile(array, i64, i64, i64, i64, i64, lanes, rows, cols), codegen
+
+
 @intrinsic
 def tile_store(typing, tile, array, i, row_step, col_step):
     """array[i + m*row_step + n*col_step :][:lanes] = tile[m, n, :]."""
