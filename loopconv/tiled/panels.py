@@ -72,11 +72,12 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
             taps[t0:t1] = panel_taps
         rows = _rows(layout, phase)
         if in_place:  # the last part ends with the array, over the one before
-            tiles = -(-tiles // part) * part
-            last = flat - part * width
+            own = _tiles_of_last_part(flat, width, part, paneled)
+            tiles = (-(-tiles // part) - 1) * part + own
+            last = flat - own * width
             moved = _clipped(rows, last, flat, layout.step[2])
             moved[:, 0] += tiles * width - flat
-            rows = np.concatenate([_clipped(rows, 0, (tiles - part) * width, layout.step[2]), moved])
+            rows = np.concatenate([_clipped(rows, 0, (tiles - own) * width, layout.step[2]), moved])
             flat = tiles * width
         phases.append((int(t0), int(t1), tiles, flat, last))
         runs.append(rows)
@@ -91,6 +92,17 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
     ]
     offsets = _offsets(phases, taps, depth, chunk)
     return _tiling(phases, part * width, copies, 1, offsets, depth, chunk, panel, runs)
+
+
+def has_last_part(layout, width, part, paneled):
+    """Whether each result phase has as many positions as its last part, which may then end where the phase does."""
+    flats = layout.results[:, -1].tolist()
+    return bool(flats) and all(flat >= width * _tiles_of_last_part(flat, width, part, paneled) for flat in flats)
+
+
+def _tiles_of_last_part(flat, width, part, paneled):
+    """Tiles of the last part of `flat` positions; a panel's copies are always those of a whole part."""
+    return part if paneled else (-(-flat // width) - 1) % part + 1
 
 
 def gathered(layout, width, part, lanes, room, C):

@@ -124,7 +124,7 @@ def direct_plan(t):
     # a copy has room after its end for what the last part reads past it
     in_place = (
         not gathered and is_in_place(layout, t.source.sizes, t.source.steps)
-        and min(layout.results[:, -1], default=0) >= part * width
+        and panels.has_last_part(layout, width, part, paneled)
     )  # fmt: skip
     room = PANEL_BYTES // dtype.itemsize
     if gathered:
