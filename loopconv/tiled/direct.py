@@ -78,9 +78,9 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
         G, M, C, taps, channel, chunk, depth = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_step = plan[7], plan[8], plan[9]
         phases, parts, shares = plan[10], plan[11], plan[12]
-        part_tiles, part_step, copies_step, panels, panel = plan[13], plan[14], plan[15], plan[16], plan[17]
+        part_tiles, part_step, copies_step, panel = plan[13], plan[14], plan[15], plan[16]
         F, phase_table, part_table, copy_table, run_table, offset_table = (
-            plan[18], plan[19], plan[20], plan[21], plan[22], plan[23],
+            plan[17], plan[18], plan[19], plan[20], plan[21], plan[22],
         )  # fmt: skip
         row_blocks, fans = (M + rows - 1) // rows, phases // F
         for unit in range(first, last):
@@ -112,7 +112,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                     c1 = min(c0 + chunk, C)
                     base = ((n * G + g) * C + c0) * channel + min(part * part_step, last_base)
                     if paneled:
-                        from_, to = base, panels
+                        from_, to = base, panel
                         for _ in range(c0, c1):
                             copy = copy_table + 2 * (first_copy + part * copies_step)
                             for _ in range(copies):
@@ -132,7 +132,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                                 acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
                             i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
                             steps = (c1 - c0) * (t1 - t0)
-                            b = panels + (tile - tile0) * panel if paneled else base + tile * width - begin
+                            b = (panel if paneled else base) + tile * width - begin
                             m = g * M + r * rows
                             to = n * out_image + m * out_channel + dense + (tile * width - begin) * out_step
                             if c1 == C:

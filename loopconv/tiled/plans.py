@@ -140,7 +140,7 @@ def direct_plan(t):
     numbers = _tables(
         [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth,
          p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
-         tiling.step, tiling.copies_step, sums, tiling.panel, F],
+         tiling.step, tiling.copies_step, sums, F],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, few_lanes(dtype), rows, cols, paneled)
@@ -148,7 +148,7 @@ def direct_plan(t):
     weights, kept = _pack_weights(t, rows)
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
-        t.geometry.macs, sums + part * tiling.panel + n,
+        t.geometry.macs, sums + tiling.chunk * tiling.depth + n,
     )  # fmt: skip
     return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 
