@@ -1606,6 +1606,7 @@ def test_tile_spill_and_pointer(kind):
 def make_prefetch():
     def prefetch(array, index):
         simd.prefetch(array, index)
+        simd.prefetch_tile(array, index, 1 << 30, 16, 2, 3)
         return array[0]
 
     return prefetch

@@ -1,9 +1,9 @@
 """Where the direct kernel's tiles read and write: tables of copies, taps and runs.
 
 A tile is `width` positions, and some tiles side by side are a part. Either all positions are neighbours in the
-buffer, and those that fall into gaps are computed for nothing; or, for small images, they are pixels only, gathered
-from wherever they are. What a part reads is copied into a panel, channel by channel, by vectors in ascending
-order: a vector may run over into the place of the next.
+buffer, and those that fall into gaps are computed for nothing; or they are pixels only, gathered from wherever they
+are. What a part reads is copied into a panel, channel by channel, by vectors in ascending order: a vector may run over
+into the place of the next.
 """
 
 from typing import NamedTuple
@@ -39,8 +39,8 @@ class Tiling(NamedTuple):
         Entries from one part's copies to the next's: 0 where all have the same.
     offsets : int64 array
         For each phase, channel of a chunk and tap: where in the panel it begins; without panels, where in the buffer.
-    depth, chunk, panel : int
-        Elements of a channel in a panel; channels of a panel; elements from one tile's panel to the next's.
+    depth, chunk : int
+        Elements of a channel in a part's panel; channels of a panel.
     runs : list of int64 arrays (runs, 3)
         For each phase, runs of results: (position, length, element of the result).
     """
@@ -52,7 +52,6 @@ class Tiling(NamedTuple):
     offsets: np.ndarray
     depth: int
     chunk: int
-    panel: int
     runs: list
 
 
@@ -61,62 +60,93 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
 
     `room` is how many elements a tile may read before it goes on to the next channels.
     """
-    phases, runs, each = [], [], []
-    taps, depth = layout.tap_offset.copy(), 0
+    phases, runs, copies = [], [], []
+    taps, depth, reach = layout.tap_offset.copy(), 0, 0
     for phase in layout.results:
         t0, t1, flat = phase[0], phase[1], int(phase[6])
         tiles, last = -(-flat // width), NEVER
-        places, panel_taps = _stretches(layout.tap_offset[t0:t1], width, lanes)
-        depth = max([depth, *(to + lanes for _, to in places)])
+        places, panel_taps, size = _stretches(layout.tap_offset[t0:t1], part * width, lanes)
+        depth, reach = max(depth, size), max(reach, _stretches(layout.tap_offset[t0:t1], width, lanes)[2])
         if paneled:
             taps[t0:t1] = panel_taps
         rows = _rows(layout, phase)
         if in_place:  # the last part ends with the array, over the one before
-            tiles = -(-tiles // part) * part
-            last = flat - part * width
+            own = _tiles_of_last_part(flat, width, part, paneled)
+            tiles = (-(-tiles // part) - 1) * part + own
+            last = flat - own * width
             moved = _clipped(rows, last, flat, layout.step[2])
             moved[:, 0] += tiles * width - flat
-            rows = np.concatenate([_clipped(rows, 0, (tiles - part) * width, layout.step[2]), moved])
+            rows = np.concatenate([_clipped(rows, 0, (tiles - own) * width, layout.step[2]), moved])
             flat = tiles * width
         phases.append((int(t0), int(t1), tiles, flat, last))
         runs.append(rows)
-        each.append(places)
-    chunk = _chunk(C, room, depth)
+        copies.append(places)
+    chunk = _chunk(C, room, reach)
     if not paneled:
-        return _tiling(phases, part * width, [[]], 1, _offsets(phases, taps, layout.channel, chunk), 0, chunk, 0, runs)
-    panel = chunk * depth + lanes
-    copies = [
-        sorted((begin + tile * width, to + tile * panel) for tile in range(part) for begin, to in places)
-        for places in each
-    ]
-    offsets = _offsets(phases, taps, depth, chunk)
-    return _tiling(phases, part * width, copies, 1, offsets, depth, chunk, panel, runs)
+        return _tiling(phases, part * width, [[]], 1, _offsets(phases, taps, layout.channel, chunk), 0, chunk, runs)
+    depth = _apart(depth, lanes)
+    return _tiling(phases, part * width, copies, 1, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
+
+
+def has_last_part(layout, width, part, paneled):
+    """Whether each result phase has as many positions as its last part, which may then end where the phase does."""
+    flats = layout.results[:, -1].tolist()
+    return bool(flats) and all(flat >= width * _tiles_of_last_part(flat, width, part, paneled) for flat in flats)
+
+
+def _tiles_of_last_part(flat, width, part, paneled):
+    """Tiles of the last part of `flat` positions; a panel's copies are always those of a whole part."""
+    return part if paneled else (-(-flat // width) - 1) % part + 1
 
 
 def gathered(layout, width, part, lanes, room, C):
-    """Tiles of `width` pixels, in parts of `part` tiles, for images of few pixels."""
-    phases, runs, copies = [], [], []
-    taps, depth = layout.tap_offset.copy(), int(np.diff(layout.results[:, :2]).max(initial=0)) * width
-    chunk = _chunk(C, room, depth)
-    panel = chunk * depth + lanes
-    parts = -(-max([1, *(layout.results[:, 2:5].prod(axis=1))]) // (part * width))
-    for t0, t1, Z, P, Q, start, _ in layout.results.tolist():
+    """Tiles of `width` pixels, in parts of `part` tiles, for images whose gaps would take much of a tile."""
+    phases, runs, columns, size = [], [], [], part * width
+    taps, depth, reach = layout.tap_offset.copy(), 0, 0
+    parts = -(-max([1, *(layout.results[:, 2:5].prod(axis=1))]) // size)
+    for row in layout.results:
+        t0, t1, Z, P, Q, start, _ = row.tolist()
         z, p, q = (axis.reshape(-1) for axis in np.indices((Z, P, Q)))
-        position = z * layout.pitches[1] * layout.pitches[2] + p * layout.pitches[2] + q
         element = start + z * layout.step[0] + p * layout.step[1] + q * layout.step[2]
-        taps[t0:t1] = np.arange(t1 - t0) * width
-        phases.append((t0, t1, -(-len(position) // width), len(position), NEVER))
+        columns.append(_columns(layout, row, size))
+        to = 0
+        for _, lags in columns[-1]:
+            for tap, lag in lags.items():
+                taps[t0 + tap] = to + lag * Q
+            to += -(-(size + max(lags.values()) * Q) // lanes) * lanes
+        depth = max(depth, to)
+        reach = max(reach, sum(min(len(lags) * width, width + max(lags.values()) * Q) for _, lags in columns[-1]))
+        phases.append((t0, t1, -(-len(element) // width), len(element), NEVER))
         runs.append(np.array([(at, n, element[at]) for at, n in _stretched(element, layout.step[2])], np.int64))
-        tiles = [
-            _gather(position[begin : begin + width], layout.tap_offset[t0:t1], width, lanes)
-            for begin in range(0, parts * part * width, width)
-        ]
-        copies += [
-            [(begin, to + tile * panel) for tile in range(part) for begin, to in tiles[first + tile]]
-            for first in range(0, parts * part, part)
-        ]
-    offsets = _offsets(phases, taps, depth, chunk)
-    return _tiling(phases, 0, copies, parts, offsets, depth, chunk, panel, runs)
+    copies = [
+        _gather(layout, row, some, first * size, size, lanes)
+        for row, some in zip(layout.results, columns)
+        for first in range(parts)
+    ]
+    chunk, depth = _chunk(C, room, reach), _apart(depth, lanes)
+    return _tiling(phases, 0, copies, parts, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
+
+
+def _columns(layout, phase, size):
+    """[(offset of the first tap, {tap: rows below it})] of the taps of a phase that are read together.
+
+    In one slice they are those that are whole rows apart, as long as `size` pixels reach from one to the next.
+    """
+    offsets = layout.tap_offset[phase[0] : phase[1]].tolist()
+    pitch, Z, Q = layout.pitches[2], phase[2], phase[4]
+    columns = []
+    for tap in sorted(range(len(offsets)), key=lambda tap: (offsets[tap] % pitch, offsets[tap])):
+        lag, rest = divmod(offsets[tap] - columns[-1][0], pitch) if columns else (0, 1)
+        if rest or Z > 1 or (lag - max(columns[-1][1].values())) * Q > size:
+            columns.append((offsets[tap], {tap: 0}))
+        else:
+            columns[-1][1][tap] = lag
+    return columns
+
+
+def _apart(depth, lanes):
+    """A depth of at least `depth`, for which channels do not drive each other out of the first-level cache."""
+    return depth + lanes * (depth % (8 * lanes) == 0)
 
 
 def _chunk(C, room, depth):
@@ -134,7 +164,7 @@ def _offsets(phases, taps, channel, chunk):
     return offsets
 
 
-def _tiling(phases, step, copies, parts, offsets, depth, chunk, panel, runs):
+def _tiling(phases, step, copies, parts, offsets, depth, chunk, runs):
     """The tiling, where each phase has `parts` lists of copies."""
     count = max(map(len, copies), default=0)
     # to do the last again is no harm; where there is none, no tile asks for them
@@ -144,17 +174,19 @@ def _tiling(phases, step, copies, parts, offsets, depth, chunk, panel, runs):
         for number, phase in enumerate(phases)
     ]
     table = np.array([pair for places in padded for pair in places], np.int64).reshape(-1, 2)
-    return Tiling(phases, step, table, count if step == 0 else 0, offsets, depth, chunk, panel, runs)
+    return Tiling(phases, step, table, count if step == 0 else 0, offsets, depth, chunk, runs)
 
 
-def copies_of_a_part(layout, width, lanes, is_gathered):
-    """About how many vectors `flattened` or `gathered` copies for `width` positions of each phase, as a list."""
+def copies_of_a_part(layout, size, lanes, is_gathered):
+    """About how many vectors `flattened` or `gathered` copies for `size` positions of each phase, as a list."""
     counts = []
-    for t0, t1, _, _, Q, _, _ in layout.results.tolist():
+    for phase in layout.results:
+        t0, t1, Q = phase[0], phase[1], int(phase[4])
         if is_gathered:
-            counts.append((t1 - t0) * (width // lanes + (width // Q if Q % lanes else 0)))
+            lengths = [size + max(lags.values()) * Q for _, lags in _columns(layout, phase, size)]
+            counts.append(sum(length // lanes + (length // Q if Q % lanes else 0) for length in lengths))
         else:
-            counts.append(len(_stretches(layout.tap_offset[t0:t1], width, lanes)[0]))
+            counts.append(len(_stretches(layout.tap_offset[t0:t1], size, lanes)[0]))
     return counts
 
 
@@ -178,36 +210,41 @@ def _clipped(runs, first, last, step):
     return table[table[:, 1] > 0]
 
 
-def _stretches(offsets, width, lanes):
-    """([(from, to)] of the vectors that bring all taps, [where each tap is then]).
+def _stretches(offsets, size, lanes):
+    """([(from, to)] of the vectors that bring all taps of `size` positions, [where each tap is then], elements).
 
-    Taps at most a vector apart are brought together.
+    Taps are brought together where the positions of one reach those of the next.
     """
     ordered = sorted(set(offsets.tolist()))
     copies, places, to = [], {}, 0
     while ordered:
         near = [ordered[0]]
-        while len(near) < len(ordered) and ordered[len(near)] - near[-1] <= lanes:
+        while len(near) < len(ordered) and ordered[len(near)] - near[-1] <= size:
             near.append(ordered[len(near)])
-        begin, length = near[0], near[-1] - near[0] + width
+        begin, length = near[0], near[-1] - near[0] + size
         # the last vector ends with the stretch: nothing is read that no tap reads
         starts = [*range(0, length - lanes, lanes), length - lanes]
         copies += [(begin + start, to + start) for start in starts]
         places |= {tap: to + tap - begin for tap in near}
         to += -(-length // lanes) * lanes
         ordered = ordered[len(near) :]
-    return copies, [places[tap] for tap in offsets.tolist()]
+    return copies, [places[tap] for tap in offsets.tolist()], to
 
 
-def _gather(positions, offsets, size, lanes):
-    """[(from, to)] of the vectors that bring these positions for every tap, each to `size` places of its own."""
-    runs = _stretched(positions, 1)
-    return [
-        (int(positions[at] + offset) + part, tap * size + at + part)
-        for tap, offset in enumerate(offsets.tolist())
-        for at, n in runs
-        for part in range(0, n, lanes)
-    ]
+def _gather(layout, phase, columns, first, size, lanes):
+    """[(from, to)] of the vectors that bring `size` pixels from `first` on for every tap."""
+    (Z, P, Q), pitches = phase[2:5].tolist(), layout.pitches
+    copies, to = [], 0
+    for offset, lags in columns:
+        below = max(lags.values()) * Q
+        pixel = np.arange(first, min(first + size, Z * P * Q) + below) if first < Z * P * Q else np.zeros(0, np.int64)
+        row = pixel // Q  # where there are several slices, nothing is below
+        slices = row // P if Z > 1 else 0
+        position = slices * pitches[1] * pitches[2] + (row - slices * P) * pitches[2] + pixel % Q + offset
+        runs = _stretched(position, 1) if len(position) else []
+        copies += [(int(position[at]) + begin, to + at + begin) for at, n in runs for begin in range(0, n, lanes)]
+        to += -(-(size + below) // lanes) * lanes
+    return copies
 
 
 def _stretched(numbers, step):

@@ -195,7 +195,7 @@ def direct_plan(t):
     # a copy has room after its end for what the last part reads past it
     in_place = (
         not gathered and is_in_place(layout, t.source.sizes, t.source.steps)
-        and min(layout.results[:, -1], default=0) >= part * width
+        and panels.has_last_part(layout, width, part, paneled)
     )  # fmt: skip
     room = PANEL_BYTES // dtype.itemsize
     if gathered:
@@ -211,7 +211,7 @@ def direct_plan(t):
     numbers = _tables(
         [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth,
          p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
-         tiling.step, tiling.copies_step, sums, tiling.panel, F],
+         tiling.step, tiling.copies_step, sums, F],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, few_lanes(dtype), rows, cols, paneled)
@@ -219,7 +219,7 @@ def direct_plan(t):
     weights, kept = _pack_weights(t, rows)
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
-        t.geometry.macs, sums + part * tiling.panel + n,
+        t.geometry.macs, sums + tiling.chunk * tiling.depth + n,
     )  # fmt: skip
     return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 

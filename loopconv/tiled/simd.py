@@ -444,13 +444,26 @@ def prefetch(typing, array, index):
     """Have array[index] brought into the second-level cache; it need not be there."""
 
     def codegen(context, builder, signature, arguments):
-        place = builder.bitcast(_address(context, builder, array, *arguments), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [place, _INT32(0), _INT32(2), _INT32(1)])
+        _prefetch(builder, _address(context, builder, array, *arguments), to_write=0, locality=2)
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch_tile(typing, array, i, row_step, col_step, rows, cols):
+    """Have array[i + m*row_step + n*col_step] brought into the first-level cache, to be written; as `prefetch`."""
+
+    def codegen(context, builder, signature, arguments):
+        array_, i_, row_step_, col_step_ = arguments[:4]
+        begin = _address(context, builder, array, array_, i_)
+        for m, n in product(range(rows.literal_value), range(cols.literal_value)):
+            shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
+            _prefetch(builder, builder.gep(begin, [shift]), to_write=1, locality=3)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(array, i64, i64, i64, rows, cols), codegen
 
 
 @intrinsic
@@ -485,6 +498,13 @@ def _address(context, builder, array_type, array, index):
     if isinstance(array_type, types.CPointer):
         return builder.gep(array, [index])
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _prefetch(builder, pointer, to_write, locality):
+    place = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [place, _INT32(to_write), _INT32(locality), _INT32(1)])
 
 
 def _load(builder, pointer, kind):

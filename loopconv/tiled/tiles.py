@@ -27,7 +27,7 @@ PANEL_BYTES = 20 << 10
 # the second-level cache, which has 512 KiB or more.
 SUMS_BYTES, INPUTS_BYTES, PRODUCTS_BYTES = 96 << 10, 256 << 10, 128 << 10
 
-# Tiles in one part of the pixels: their panels are made one after the other, and their results written together.
+# Tiles in one part of the pixels: they have one panel, and their results are written together.
 PART = 4
 
 # A gathered tiling has a table of its copies; beyond so many entries it would not stay in the caches.
@@ -116,7 +116,7 @@ def _direct_cost(M, C, layout, dtype, tile, paneled, gathered):
     tiles = direct_tiles(layout, width, gathered)
     if gathered and sum(copies) * sum(tiles) / part > GATHERED_COPIES:
         return float("inf")
-    shares = -(-blocks // blocks_of_a_share(layout, rows, part * width, dtype))  # each makes the panels anew
+    shares = -(-blocks // blocks_of_a_share(layout, rows, part * width, dtype))  # each makes the panel anew
     is_far = layout.channel * np.dtype(dtype).itemsize >= PAGE_BYTES
     step = _step(rows, cols) * _hindrance(paneled, gathered, is_far)
     cost = 0
