@@ -484,7 +484,7 @@ def product_lines(geometry):
     high, wide, *_ = sides(2, *taps)
     every = (1, 1, 1) if max(p.stride) > 1 else (1, *p.dilation[1:])
     # tiles at the edges meet zeros
-    Z, P, Q = p.y[0], *(-(-n // (m * d)) * m for n, m, d in zip(p.y[1:], (high, wide), every[1:]))
+    Z, (P, Q) = p.y[0], (-(-n // (m * d)) * m for n, m, d in zip(p.y[1:], (high, wide), every[1:]))
     whole = stencil_layout(p._replace(y=(Z, P * every[1], Q * every[2])), False)
     y_layout = dense_layout((Z, P * every[1], Q * every[2]), every)
     y_layout = y_layout._replace(lengths=tuple(-(-n // m) for n, m in zip(p.y, every)))

@@ -144,12 +144,16 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 
 
 # Cycles of Winograd's transforms of a vector of tiles: for each one of the inputs, for each of its numbers, and of the
-# results'; for each pixel of results that lie two or more apart; and for each number of a kernel. Fitted to 43
-# geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three axes: the times of 'direct' over
-# those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of 7 %.
+# results'; for each pixel of results that lie two or more apart; and for each number of a kernel, beyond what weights
+# of the direct kernel take. Fitted to 43 geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three
+# axes: the times of 'direct' over those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of
+# 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
-WINOGRAD_WEIGHT = 2.5
+WINOGRAD_WEIGHT = 1.2
+# The same of pixels apart where the results take more bytes than this, and each of their lines is fetched for each
+# phase (128->128, 3 taps, dilation 8: 0.86 of the time of 'direct' on 4000 pixels, 1.11 on 16000).
+FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
 # The same of the weights' gradient, for each number of a vector of inputs, of results, and of kernels. Times of 'outer'
 # over those of 'winograd2', predicted and measured: 3x3 64->64 at 56x56 1.8 and 1.7, 256->256 at 14x14 1.4 and 1.4,
 # 512->512 at 7x7 0.7 and 0.9, 8->8 at 128x128 0.9 and 1.0, dilation 2 256->256 at 28x28 1.7 and 1.6, stride 2 128->128
@@ -161,8 +165,9 @@ def winograd_tile(m, taps, M, C, tiles, dtype):
     """(cost, rows, cols) of F(m x m, R x S) on the `tiles` of one image and group (`plans.Lines`)."""
     high, wide, down, across = sides(m, *taps)
     n, size, (F, T), lines = lanes(dtype), down * across, tiles.offsets.shape, tiles.lines.shape[1]
-    result = WINOGRAD_RESULT_NUMBER * size
-    result += high * wide * {1: 0, 2: WINOGRAD_PAIRED}.get(tiles.stencils.layout.step[2], WINOGRAD_APART)
+    is_far = M * F * lines * tiles.tiles * high * wide * np.dtype(dtype).itemsize > FAR_BYTES
+    apart = {1: 0, 2: WINOGRAD_PAIRED}.get(tiles.stencils.layout.step[2], WINOGRAD_FAR if is_far else WINOGRAD_APART)
+    result = WINOGRAD_RESULT_NUMBER * size + high * wide * apart
     transforms = T * C * (WINOGRAD_INPUT + WINOGRAD_INPUT_NUMBER * size) + M * result
     transforms *= F * lines * -(-tiles.tiles // n) * per_cycle()
     sums = C * int(np.diff(tiles.ranges).sum())
