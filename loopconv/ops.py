@@ -143,8 +143,9 @@ def conv(
         A name from `backends`. By default the fastest that takes the case.
     algorithm : {'direct', 'depthwise', 'winograd2', 'winograd4'}, optional
         How the backend 'tiled' sums; by default by what it expects to be fastest. 'depthwise' is for groups of one
-        channel, the other two, F(2x2, 3x3) and F(4x4, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
-        'winograd4' is never chosen by default, as its rounding error is about ten times that of the others.
+        channel. The other two, F(2x2, RxS) and F(4x4, RxS), are for a stride or a dilation, where the kernel divided by
+        the stride, rounded up, has 2 or 3 taps on one or both of the last two axes and 1 on the other; 'winograd4' is
+        for 3 or 1, and never chosen by default, as its rounding error is about ten times that of the others.
     precision : {'tf32'}, optional
         Of the products on the backend 'cuda', for float32: 'tf32' rounds their factors to 10 bits, as tensor cores do.
 
@@ -274,7 +275,7 @@ def conv_weight_grad(
         See `conv`.
     algorithm : {'outer', 'dots', 'winograd2'}, optional
         How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
-        F(2x2, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
+        F(2x2, RxS), where `conv` takes 'winograd2'.
 
     Returns
     -------
@@ -555,7 +556,7 @@ def conv_transpose_weight_grad(
         See `conv`.
     algorithm : {'outer', 'dots', 'winograd2'}, optional
         How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
-        F(2x2, 3x3), for kernels of 3x3 taps, strides of 1 and no dilation.
+        F(2x2, RxS), where `conv` takes 'winograd2'.
 
     Returns
     -------

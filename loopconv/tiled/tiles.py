@@ -145,9 +145,9 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 
 # Cycles of Winograd's transforms of a vector of tiles: for each one of the inputs, for each of its numbers, and of the
 # results'; for each pixel of results that lie two or more apart; and for each number of a kernel, beyond what weights
-# of the direct kernel take. Fitted to 43 geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three
-# axes: the times of 'direct' over those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of
-# 7 %.
+# of the direct kernel take. Fitted to 43 geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to
+# three axes: the times of 'direct' over those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard
+# deviation of 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT = 1.2

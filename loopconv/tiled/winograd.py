@@ -1,7 +1,10 @@
-"""Winograd's F(m x m, 3x3): (m+2)**2 multiplications where a direct sum over 3x3 taps makes 9 m**2.
+"""Winograd's F(m x m, R x S): (m+R-1) * (m+S-1) multiplications where a direct sum over R x S taps makes m*m * R*S.
 
 Lavin and Gray, "Fast algorithms for convolutional neural networks", arXiv:1509.09308. With m = 2 the rounding error is
 of the direct sum's size, but relative to its 2x2 pixels together, not to each; with m = 4 it is about ten times that.
+
+R and S are the taps of a stencil (`layout.stencil_layout`): all of a kernel's, or, of a strided one's, those that meet
+one phase of the source. Along an axis of one tap there are no tiles.
 """
 
 from numba.extending import register_jitable
