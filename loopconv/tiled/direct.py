@@ -67,6 +67,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
     asks = not paneled and rows + 2 * cols < rows * cols
     write_runs = make_write_runs(few_lanes)
 
+    # over 100 lines in all: each loop needs what those around it have worked out
     def direct(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, group, part of the tiles of pixels, fan of F
         result phases, share of the blocks of result channels).
