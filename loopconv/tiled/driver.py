@@ -8,7 +8,7 @@ import numpy as np
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import launch
-from loopconv.tiled.layout import problem, stencil
+from loopconv.tiled.layout import problem, stencil_taps
 from loopconv.tiled.plans import (
     depthwise_plan,
     direct_plan,
@@ -114,7 +114,7 @@ def is_depthwise(geometry):
 
 def is_winograd(geometry, m=2):
     """Whether F(m x m, R x S) takes the call."""
-    taps = stencil(geometry)
+    taps = stencil_taps(geometry)
     return (
         has_pixels(geometry) and taps is not None and max(taps) > 1 and all((m, n, "input") in MATRICES for n in taps)
     )
@@ -154,7 +154,7 @@ def is_winograd_exact(t):
 
 def is_winograd_faster(t, is_planned):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    taps, tiles, groups = stencil(t.geometry), tile_lines(t.geometry, t.adjoint, 2), t.p.N * t.p.G
+    taps, tiles, groups = stencil_taps(t.geometry), tile_lines(t.geometry, t.adjoint, 2), t.p.N * t.p.G
     winograd = winograd_tile(2, taps, t.M, t.C, tiles, t.dtype)[0] * groups
     numbers = prod(sides(2, *taps)[2:]) * tiles.offsets.size * t.C * t.M * t.p.G
     direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * groups
@@ -176,7 +176,7 @@ def preferred_product(geometry, dtype):
         "dots": dots_tile(p.K, p.C, taps, p.y, dtype)[0] * pixels,  # where channels would leave lanes empty
     }
     if is_winograd(geometry) and reaches_most_pixels(p):
-        costs["winograd2"] = winograd_weight_tile(p, stencil(geometry), product_lines(geometry), dtype)[0]
+        costs["winograd2"] = winograd_weight_tile(p, stencil_taps(geometry), product_lines(geometry), dtype)[0]
     return min(costs, key=costs.get)
 
 

@@ -65,7 +65,7 @@ def problem(g):
     )  # fmt: skip
 
 
-def stencil(g):
+def stencil_taps(g):
     """The most taps (R, S) on the last two axes that meet one phase of the source, and of the result; None if unknown.
 
     Phases of a strided call have up to a stride-th of the taps. A dilated call has phases of the result, as many as of

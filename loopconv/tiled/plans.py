@@ -21,8 +21,8 @@ from loopconv.tiled.layout import (
     is_in_place,
     is_paired,
     problem,
-    stencil,
     stencil_layout,
+    stencil_taps,
 )
 from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
@@ -148,7 +148,7 @@ class Lines(NamedTuple):
 @lru_cache(maxsize=256)
 def tile_lines(geometry, is_adjoint, m):
     """The call in tiles of F(m x m, R x S)."""
-    R, S = stencil(geometry)
+    R, S = stencil_taps(geometry)
     layout = stencil_layout(problem(geometry), is_adjoint)
     high, wide, *_ = sides(m, R, S)
     T = max(map(len, layout.stencils))
@@ -253,7 +253,7 @@ def _ended(runs):
 
 def winograd_plan(t, m):
     """By F(m x m, R x S)."""
-    p, dtype, taps, tiles = t.p, t.dtype, stencil(t.geometry), tile_lines(t.geometry, t.adjoint, m)
+    p, dtype, taps, tiles = t.p, t.dtype, stencil_taps(t.geometry), tile_lines(t.geometry, t.adjoint, m)
     t, (F, T), lines = t._replace(layout=tiles.stencils.layout), tiles.offsets.shape, tiles.lines.shape[1]
     layout, out_step = t.layout, t.result.steps[0]
     high, wide, down, across = sides(m, *taps)
@@ -480,7 +480,7 @@ class ProductLines(NamedTuple):
 @lru_cache(maxsize=256)
 def product_lines(geometry):
     """The weight gradient in tiles of F(2x2, RxS)."""
-    p, taps = problem(geometry), stencil(geometry)
+    p, taps = problem(geometry), stencil_taps(geometry)
     high, wide, *_ = sides(2, *taps)
     every = (1, 1, 1) if max(p.stride) > 1 else (1, *p.dilation[1:])
     # tiles at the edges meet zeros
@@ -502,7 +502,7 @@ def product_lines(geometry):
 
 def winograd_weight_plan(geometry, dtype):
     """The weight gradient by F(2x2, RxS)."""
-    p, taps, tiles, n = problem(geometry), stencil(geometry), product_lines(geometry), lanes(dtype)
+    p, taps, tiles, n = problem(geometry), stencil_taps(geometry), product_lines(geometry), lanes(dtype)
     size, all_taps, T = prod(sides(2, *taps)[2:]), prod(p.k), len(tiles.stencils)
     _, rows, cols, channels, swapped, chunk, parts = winograd_weight_tile(p, taps, tiles, dtype)
     width = cols * n
