@@ -478,7 +478,7 @@ STENCILS = [
 @pytest.mark.parametrize("contraction", registry.CONTRACTIONS)
 def test_winograd_of_all_stencils(contraction, dtype, force, launched):
     force(PRODUCTS_BYTES=1, PART_TILES=2)
-    for g in STENCILS:
+    for g in STENCILS[:: 1 if dtype == FLOAT32 else 2]:
         for m in (2, 4):
             if f"winograd{m}" in driver.algorithms(contraction, g):
                 launched.clear()
@@ -1549,13 +1549,18 @@ def make_transform(lanes, m, R, S, name, rows, cols):
     return transform
 
 
-@pytest.mark.parametrize("less", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)
 @pytest.mark.parametrize(
-    ("m", "R", "S", "name"),
-    [(m, R, S, name) for m, R, name in simd.MATRICES for S in (1, 2, 3) if (m, S, name) in simd.MATRICES],
+    ("m", "R", "S", "name", "less"),
+    [
+        (m, R, S, name, less)
+        for m, R, name in simd.MATRICES
+        for S in (1, 2, 3)
+        for less in ([(0, 0), (1, 0), (0, 1), (1, 1)] if name == "weight" else [(0, 0)])
+        if (m, S, name) in simd.MATRICES and max(R, S) > 1
+    ],
 )
 def test_tile_transform(kind, m, R, S, name, less):
-    """Also of tiles that lack the last row or column, as if they were zeros."""
+    """And of weights that lack the last row or column, as if they were zeros."""
     dtype, lanes = kind
     left, right = (np.array(simd.MATRICES[m, taps, name]) for taps in (R, S))
     rows, cols = (max(M.shape[1] - n, 1) for M, n in zip((left, right), less))
