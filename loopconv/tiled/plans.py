@@ -466,11 +466,14 @@ def outer_plan(geometry, dtype):
 
 
 class ProductLines(NamedTuple):
-    """A weight gradient by F(2x2, RxS): as `Lines`, of one set of weights; lines are (offset in x, offset in y)."""
+    """A weight gradient by F(2x2, RxS): as `Lines`, of one set of weights.
+
+    Lines are (offset in x, offset in y); `sums` is how many numbers of a tile the stencils have together.
+    """
 
     stencils: list
-    offsets: np.ndarray
-    ranges: np.ndarray
+    offsets: list
+    sums: int
     lines: np.ndarray
     tiles: int
     x_layout: Any
@@ -481,7 +484,7 @@ class ProductLines(NamedTuple):
 def product_lines(geometry):
     """The weight gradient in tiles of F(2x2, RxS)."""
     p, taps = problem(geometry), stencil_taps(geometry)
-    high, wide, *_ = sides(2, *taps)
+    high, wide, down, across = sides(2, *taps)
     every = (1, 1, 1) if max(p.stride) > 1 else (1, *p.dilation[1:])
     # tiles at the edges meet zeros
     Z, (P, Q) = p.y[0], (-(-n // (m * d)) * m for n, m, d in zip(p.y[1:], (high, wide), every[1:]))
@@ -495,9 +498,9 @@ def product_lines(geometry):
         for i in range(0, P, high)
         for phase, (offset, *_) in enumerate(phases)
     ]
-    offsets, ranges = [one.offset - some[0].offset for one in some], _ranges(some, 2, *taps)
-    tables = (np.array(table, np.int64) for table in (offsets, ranges, lines))
-    return ProductLines(some, *tables, -(-Q // wide), whole.layout, y_layout)
+    offsets = [one.offset - some[0].offset for one in some]
+    sums = sum((down - (one.rows < taps[0])) * (across - (one.cols < taps[1])) for one in some)
+    return ProductLines(some, offsets, sums, np.array(lines, np.int64), -(-Q // wide), whole.layout, y_layout)
 
 
 def winograd_weight_plan(geometry, dtype):
@@ -507,14 +510,14 @@ def winograd_weight_plan(geometry, dtype):
     _, rows, cols, channels, swapped, chunk, parts = winograd_weight_tile(p, taps, tiles, dtype)
     width = cols * n
     x = ("x", p.C, p.x, p.x_step, tiles.x_layout, all_taps, tiles.lines[:, 0], tiles.offsets)
-    y = ("y", p.K, p.y, p.y_step, tiles.y_layout, all_taps * p.C, tiles.lines[:, 1], np.zeros(T, np.int64))
+    y = ("y", p.K, p.y, p.y_step, tiles.y_layout, all_taps * p.C, tiles.lines[:, 1], [0] * T)
     a, b = (x, y) if swapped else (y, x)
     a_step, b_step = (_unaligned(chunk * size, dtype) for size in (channels, width))
     units = p.G * T * -(-a[1] // channels) * -(-b[1] // width) * parts
     numbers = _tables(
         [p.N, p.G, a[1], b[1], len(tiles.lines), tiles.tiles, T, chunk, parts, a_step, b_step, prod(geometry.w_shape),
          p.K * p.C * all_taps, a[5], b[5], a[4].channel, a[4].pitches[2], b[4].channel, b[4].pitches[2]],
-        np.stack([a[6], b[6]], axis=1), tiles.ranges,
+        np.stack([a[6], b[6]], axis=1),
         [(*offsets, *one[1:]) for *offsets, one in zip(a[7], b[7], tiles.stencils)],
     )  # fmt: skip
     kernel = compiled(make_winograd_weight, *taps, n, rows, cols, channels, swapped)

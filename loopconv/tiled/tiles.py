@@ -202,7 +202,7 @@ def winograd_weight_tile(p, taps, tiles, dtype):
     chunk = even(-(-count // parts), INPUTS_BYTES // (size * np.dtype(dtype).itemsize * (channels + cols * n)))
     x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
     transforms = size * T * (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
-    sums = int(np.diff(tiles.ranges).sum()) * -(-channels // rows) * (_step(rows, cols) + 3 * rows * cols / chunk)
+    sums = tiles.sums * -(-channels // rows) * (_step(rows, cols) + 3 * rows * cols / chunk)
     results = size * T * parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
     cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results)
     return cost, rows, cols, channels, swapped, chunk, parts

@@ -27,7 +27,7 @@ from loopconv.tiled.simd import (
 )
 
 # How far ahead weights are asked for: 256->256, 14x14, 1.56 -> 1.33 ms with a tile of (12, 2); but 1.41 -> 1.67 with
-# (24, 1), which is bound by its loads.
+# (24, 1).
 AHEAD = 2048
 
 
@@ -247,15 +247,15 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
         Each part has a result of its own in `w` (part, group, K, C, taps). `chunk` tiles are transformed, and then
         summed for each of the numbers of a tile, before the next; the scratch has (number, tile, channel) of A and of
         B, and the sums (number, tile of channels). Tables in `plan`: for each line of tiles, where it is in A and in B;
-        for each number, which stencils need it; for each stencil, where it is in A and in B, its first tap, steps of
-        rows and columns, and how many it has. What is not finite is spread over the stencil.
+        for each stencil, where it is in A and in B, its first tap, steps of rows and columns, and how many it has. What
+        is not finite is spread over the stencil.
         """
         a, b, w = arrays
         N, G, MA, MB, lines, tiles, T = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         chunk, parts, a_step, b_step = plan[7], plan[8], plan[9], plan[10]
         w_part, w_group, w_a, w_b = plan[11], plan[12], plan[13], plan[14]
         a_block, a_row, b_block, b_row = plan[15], plan[16], plan[17], plan[18]
-        line_table, ranges, stencils = pointer(plan, plan[19]), pointer(plan, plan[20]), plan[21]
+        line_table, stencils = pointer(plan, plan[19]), plan[20]
         a_blocks, b_blocks = (MA + channels - 1) // channels, (MB + width - 1) // width
         step, b0, sums = tiles_of_a * rows * width, size * a_step, size * (a_step + b_step)
         # what stencils write lies between each other, so they follow each other; at once, as sums of all of them do not
@@ -277,9 +277,10 @@ def make_winograd_weight(R, S, lanes, rows, cols, channels, swapped):
                     at = (image * b_blocks + jb) * b_block + line_table[line + 1] + q + one[1]
                     spread_b(b, at, b_row, scratch, b0 + tile * width, b_step)
                 for xi in range(size):
-                    to = sums + xi * step
-                    if not ranges[2 * xi] <= t < ranges[2 * xi + 1]:
+                    # without the last taps the last numbers are nothing
+                    if (xi // across == down - 1 and taps_r < R) or (xi % across == across - 1 and taps_s < S):
                         continue
+                    to = sums + xi * step
                     for m in range(0, here_a, rows):
                         if from_ == tile0:
                             acc = tile_zeros(a, lanes, rows, cols)
