@@ -400,6 +400,7 @@ def test_the_suite_times_algorithms_and_report_shows_them(tmp_path, capsys, monk
     saved = tmp_path / "times.json"
     options = ["--layers", "matrix_view", "-k", "tiled or call", "--benchmark-json", str(saved)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(REPORT.parent), *options]
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # with which pytest-benchmark times nothing
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
     run = json.loads(saved.read_text(encoding="utf-8"))
