@@ -500,6 +500,21 @@ def test_winograd_in_parts_shares_and_groups(m, force, launched):
     assert is_run(f"winograd{m}", launched)
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_winograd_of_weights_that_serve_one_unit(contraction, dtype):
+    """Plain calls transform them where they are used, plans before; the bits are the same."""
+    for m, groups, channels in itertools.product((2, 4), (1, 3), (25, 48)):
+        g = geometry.conv((1, 26 * groups, 4, 5), (channels * groups, 26, 3, 3), padding=1, groups=groups)
+        assert not driver.sum_plan(contraction, g, dtype, f"winograd{m}").kept
+        check(contraction, g, dtype, f"winograd{m}")
+        given, name = operands(g, dtype), RESULT[contraction]
+        planned = unwritten(given[name].shape, dtype)
+        plan = prepared.Prepared(contraction, g, given["w"], None, f"winograd{m}")
+        plan.run(given["y" if contraction == "adjoint" else "x"], planned)
+        assert np.array_equal(call(contraction, g, given, f"winograd{m}"), planned)
+
+
 @pytest.mark.parametrize(("tile", "dtype"), [(SHAPES[0], FLOAT32), (MIDDLE, FLOAT32), (MIDDLE, FLOAT64)])
 @pytest.mark.parametrize("swapped", [False, True], ids=["y-x", "x-y"])
 def test_winograds_weight_gradient_on_odd_sizes(swapped, tile, dtype, force, launched):
@@ -955,6 +970,7 @@ GUARDED = {
     "winograd, 3-D": geometry.conv((1, 3, 5, 9, 33), (5, 3, 3, 3, 3), padding=1),
     "winograd, 3-D, dilated": geometry.conv((2, 3, 5, 9, 11), (2, 3, 2, 3, 3), dilation=(2, 1, 1)),
     "winograd, one pixel": geometry.conv((1, 1, 3, 3), (1, 1, 3, 3)),
+    "winograd, few pixels": geometry.conv((1, 7, 4, 5), (33, 7, 3, 3), padding=1),
     "winograd, strided": geometry.conv((1, 5, 33, 36), (7, 5, 3, 3), padding=1, stride=2),
     "winograd, strided, 4x5": geometry.conv((2, 3, 26, 33), (5, 3, 4, 5), padding=1, stride=(3, 2)),
     "winograd, strided, 3-D": geometry.conv((1, 3, 5, 9, 33), (5, 3, 3, 4, 4), padding=1, stride=2),
@@ -1654,8 +1670,8 @@ def test_kernels_of_other_sizes_have_other_names():
         for make, sizes in (
             (plans.make_dots, (8, 3, 3)),
             (plans.make_dots, (8, 5, 2)),
-            (plans.make_winograd, (2, 3, 3, 8, *MIDDLE)),
-            (plans.make_winograd, (4, 3, 3, 8, *MIDDLE)),
+            (plans.make_winograd, (2, 3, 3, 8, *MIDDLE, False)),
+            (plans.make_winograd, (4, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, False)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, True)),
         )

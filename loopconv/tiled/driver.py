@@ -20,12 +20,10 @@ from loopconv.tiled.plans import (
     winograd_plan,
     winograd_weight_plan,
 )
-from loopconv.tiled.simd import MATRICES, sides
+from loopconv.tiled.simd import MATRICES
 from loopconv.tiled.tiles import (
-    WINOGRAD_WEIGHT,
     direct_tile,
     dots_tile,
-    per_cycle,
     weight_tile,
     winograd_tile,
     winograd_weight_tile,
@@ -126,21 +124,18 @@ def has_pixels(geometry):
 
 
 @lru_cache(maxsize=256)
-def sum_plan(contraction, geometry, dtype, algorithm=None):
-    """The plan of a forward or adjoint call."""
-    return SUMS[algorithm or preferred(contraction, geometry, dtype)](task(geometry, contraction, dtype))
+def sum_plan(contraction, geometry, dtype, algorithm=None, is_planned=False):
+    """The plan of a forward or adjoint call; a planned one prepares its weights only once."""
+    algorithm = algorithm or preferred(contraction, geometry, dtype, is_planned)
+    return SUMS[algorithm](task(geometry, contraction, dtype, is_planned))
 
 
 def preferred(contraction, geometry, dtype, is_planned=False):
     """The algorithm that is expected to be the fastest; a plan prepares its weights only once."""
     if is_depthwise(geometry):
         return "depthwise"
-    t = task(geometry, contraction, dtype)
-    return (
-        "winograd2"
-        if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t, is_planned)
-        else "direct"
-    )
+    t = task(geometry, contraction, dtype, is_planned)
+    return "winograd2" if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t) else "direct"
 
 
 def is_winograd_exact(t):
@@ -152,13 +147,10 @@ def is_winograd_exact(t):
     return t.C >= 8
 
 
-def is_winograd_faster(t, is_planned):
+def is_winograd_faster(t):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    taps, tiles, groups = stencil_taps(t.geometry), tile_lines(t.geometry, t.adjoint, 2), t.p.N * t.p.G
-    winograd = winograd_tile(2, taps, t.M, t.C, tiles, t.dtype)[0] * groups
-    numbers = prod(sides(2, *taps)[2:]) * tiles.offsets.size * t.C * t.M * t.p.G
-    direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * groups
-    return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * numbers) < direct
+    tiles = tile_lines(t.geometry, t.adjoint, 2)
+    return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < direct_tile(t.M, t.C, t.layout, t.dtype)[0]
 
 
 @lru_cache(maxsize=256)

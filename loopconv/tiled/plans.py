@@ -108,17 +108,18 @@ class Task(NamedTuple):
     result: Side
     w_steps: tuple  # between groups, result channels, source channels
     adjoint: bool
+    is_planned: bool  # weights are prepared once
 
 
 @lru_cache(maxsize=256)
-def task(geometry, contraction, dtype):
+def task(geometry, contraction, dtype, is_planned=False):
     p = problem(geometry)
     taps = prod(p.k)
     x, y = Side(p.C, p.x, p.x_step), Side(p.K, p.y, p.y_step)
     group, k_step = p.K * p.C * taps, p.C * taps
     if contraction == "forward":
-        return Task(geometry, p, dtype, forward_layout(p), p.C, x, p.K, y, (group, k_step, taps), False)
-    return Task(geometry, p, dtype, adjoint_layout(p), p.K, y, p.C, x, (group, taps, k_step), True)
+        return Task(geometry, p, dtype, forward_layout(p), p.C, x, p.K, y, (group, k_step, taps), False, is_planned)
+    return Task(geometry, p, dtype, adjoint_layout(p), p.K, y, p.C, x, (group, taps, k_step), True, is_planned)
 
 
 class Lines(NamedTuple):
@@ -258,42 +259,52 @@ def winograd_plan(t, m):
     layout, out_step = t.layout, t.result.steps[0]
     high, wide, down, across = sides(m, *taps)
     n, size = lanes(dtype), down * across
-    _, rows, cols = winograd_tile(m, taps, t.M, t.C, tiles, dtype)
+    _, rows, cols = winograd_tile(t, m, taps, tiles)
     width, blocks = cols * n, -(-t.M // rows)
     runs = -(-lines * tiles.tiles // width)
-    parts = -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
+    stencils = tiles.stencils.stencils
+    are_whole = all(len(some) == T and (one.rows, one.cols) == taps for some in stencils for one in some)
+    is_fused = are_whole and F == 1 and is_weight_of_one_unit(t, lines * tiles.tiles)
+    parts = 1 if is_fused else -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
     units = p.N * p.G * F * parts
     shares = min(blocks, max(1, round(UNITS / 2 / max(units, 1))))
     most = -(-runs // parts) * width + n
-    group = even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
+    group = 1 if is_fused else even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
     numbers = _tables(
         [p.G, t.M, t.C, F, T, lines, tiles.tiles, layout.channel, layout.pitches[2], p.G * t.M * out_step, out_step,
          *layout.step[1:], parts, shares, most, group, v_step, step],
-        tiles.offsets, tiles.lines, tiles.ranges,
+        tiles.offsets, tiles.lines, tiles.ranges, _stencil_table(t, stencils),
     )  # fmt: skip
     # what the last tile reads past the last plane
     reach = tiles.lines[:, :, 0].max() + tiles.offsets.max() + (down - 1) * layout.pitches[2]
     reach += wide * (tiles.tiles - 1 + (across - 1) // wide + n)
     pack, rooms = _pack_source(t, max(int(reach) - layout.channel, 0))
-    transformed = p.G * blocks * F * size * T * t.C * rows
-    stencils = tiles.stencils.stencils
-    are_whole = all(len(some) == T and (one.rows, one.cols) == taps for some in stencils for one in some)
-    transform = Stage(
-        compiled(make_transform_weights, m, *taps, rows, are_whole), ("w", "u"), _stencil_table(t, stencils),
-        p.G * blocks, MOVE_MACS * transformed,
-    )  # fmt: skip
+    of_block, prepare, kept = size * T * t.C * rows, _test_weights(t), {}
+    if not is_fused:
+        kernel, kept = compiled(make_transform_weights, m, *taps, rows, are_whole), {"u": p.G * blocks * F * of_block}
+        prepare += (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks, MOVE_MACS * kept["u"]),)
     stages = (pack,)
     if shares > 1:
         kernel = compiled(make_transform_inputs, m, *taps, n, cols)
         macs = MOVE_MACS * units * size * v_step
         stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C, macs),)
         rooms = rooms | {"v": units * size * v_step}
-    room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n
-    kernel = compiled(make_winograd, m, *taps, n, rows, cols)
-    arrays = ("buffer", "u", "out", "bias", "v" if shares > 1 else "buffer")
+    room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n + is_fused * of_block
+    kernel = compiled(make_winograd, m, *taps, n, rows, cols, is_fused)
+    arrays = ("buffer", "w" if is_fused else "u", "out", "bias", "v" if shares > 1 else "buffer")
     call = Stage(kernel, arrays, numbers, units * shares, t.geometry.macs, room)
-    return Plan((*_test_weights(t), transform), (*stages, call), {"u": transformed}, rooms)
+    return Plan(prepare, (*stages, call), kept, rooms)
+
+
+def is_weight_of_one_unit(t, tiles):
+    """Whether a unit of Winograd's kernel takes all tiles, and transforms the weights that are its alone.
+
+    What it makes of them then stays in the second-level cache: plain calls of 512->512 3x3, 7x7 3.3 -> 2.4 ms, 14x14
+    7.2 -> 6.7, 256->256, 14x14 1.70 -> 1.54; but 128->128, 28x28, 1.20 -> 1.28. Several sets of weights lie between
+    each other (512->256 4x4, stride 2, the adjoint of 16 times 4x4: 9.6 -> 11.1).
+    """
+    return not t.is_planned and t.p.N == 1 and 4 * tiles <= t.M
 
 
 def _stencil_table(t, sets):

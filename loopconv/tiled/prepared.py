@@ -20,9 +20,8 @@ class Prepared:
             self._prepare(algorithm or preferred(contraction, geometry, w.dtype, is_planned=True))
 
     def _prepare(self, algorithm):
-        contraction, geometry, w = self.contraction, self.geometry, self.w
-        self.algorithm = algorithm
-        self.plan = sum_plan(contraction, geometry, w.dtype, algorithm)
+        w, self.algorithm = self.w, algorithm
+        self.plan = sum_plan(self.contraction, self.geometry, w.dtype, algorithm, is_planned=True)
         # each call that is under way has a workspace of its own
         self.idle = [Workspace(kept_bytes=None)]
         self.kept = {"w": w.reshape(-1), "bias": self.bias}

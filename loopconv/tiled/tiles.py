@@ -15,7 +15,7 @@ from loopconv.tiled.simd import sides
 # were panels: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order, padded work not counted; (1, 8) is bound
 # by its loads. On 64->48, 9 taps, AVX2 with a peak of 89: 52, 74, 79, 82, 79, 85 and 71; (12, 1), at 39, does not fit.
 TILES = {
-    32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (24, 1)),
+    32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (24, 1)),
     16: ((1, 6), (2, 4), (3, 3), (4, 2), (4, 3), (6, 2), (8, 1)),
 }
 
@@ -150,7 +150,7 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 # deviation of 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
-WINOGRAD_WEIGHT = 1.2
+WINOGRAD_WEIGHT = 0.6
 # The same of pixels apart where the results take more bytes than this, and each of their lines is fetched for each
 # phase (128->128, 3 taps, dilation 8: 0.86 of the time of 'direct' on 4000 pixels, 1.11 on 16000).
 FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
@@ -161,11 +161,11 @@ FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
 WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 4.5, 3, 16
 
 
-def winograd_tile(m, taps, M, C, tiles, dtype):
-    """(cost, rows, cols) of F(m x m, R x S) on the `tiles` of one image and group (`plans.Lines`)."""
+def winograd_tile(t, m, taps, tiles):
+    """(cost, rows, cols) of F(m x m, R x S) on the `tiles` of one image and group (`plans.Lines`) of a `plans.Task`."""
     high, wide, down, across = sides(m, *taps)
-    n, size, (F, T), lines = lanes(dtype), down * across, tiles.offsets.shape, tiles.lines.shape[1]
-    is_far = M * F * lines * tiles.tiles * high * wide * np.dtype(dtype).itemsize > FAR_BYTES
+    M, C, n, size, (F, T), lines = t.M, t.C, lanes(t.dtype), down * across, tiles.offsets.shape, tiles.lines.shape[1]
+    is_far = M * F * lines * tiles.tiles * high * wide * t.dtype.itemsize > FAR_BYTES
     apart = {1: 0, 2: WINOGRAD_PAIRED}.get(tiles.stencils.layout.step[2], WINOGRAD_FAR if is_far else WINOGRAD_APART)
     result = WINOGRAD_RESULT_NUMBER * size + high * wide * apart
     transforms = T * C * (WINOGRAD_INPUT + WINOGRAD_INPUT_NUMBER * size) + M * result
@@ -174,8 +174,10 @@ def winograd_tile(m, taps, M, C, tiles, dtype):
 
     def cost(tile):
         rows, cols = tile
-        products = -(-M // rows) * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
-        return products + transforms
+        blocks = -(-M // rows)
+        products = blocks * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
+        weights = 0 if t.is_planned else size * F * T * C * blocks * -(-rows // n) * n * WINOGRAD_WEIGHT / t.p.N
+        return products + transforms + weights * per_cycle()
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best

@@ -51,36 +51,51 @@ def make_transform(m, R, S, rows, cols, lanes):
     return transform
 
 
-def make_transform_weights(m, R, S, rows, are_whole):
-    """The transform of weights for tiles of `rows` rows; with `are_whole`, all stencils are of R x S taps."""
-    *_, down, across = sides(m, R, S)
+def make_transform_set(m, R, S, rows, are_whole):
+    """The transform of one of the sets of weights; with `are_whole`, all stencils are of R x S taps."""
     fewer_r, fewer_s = (R, S) if are_whole else (max(R - 1, 1), max(S - 1, 1))
     of_all, of_less, of_low, of_few = (make_transform(m, R, S, r, s, rows) for r in (R, fewer_r) for s in (S, fewer_s))
 
-    def transform_weights(arrays, scratch, plan, first, last):
-        """Write the row blocks first .. last-1 of u (block, set of weights, numbers of a tile, T, C, rows).
+    @register_jitable
+    @named(m, R, S, rows, are_whole)
+    def transform_set(w, table, block, f, u, begin):
+        """Write set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
 
-        Rows past the last are as the last. plan[7:] has for each set and each of its T stencils (first tap, steps
+        Rows past the last are as the last. table[7:] has for each set and each of its T stencils (first tap, steps
         between rows and columns, how many rows and columns).
         """
-        w, u = arrays
-        M, C, w_group, w_row, w_channel, F, T = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        M, C, w_group, w_row, w_channel, T = table[0], table[1], table[2], table[3], table[4], table[6]
         blocks, step = (M + rows - 1) // rows, T * C * rows
+        m0 = block % blocks * rows
+        here, first = min(rows, M - m0), block // blocks * w_group + m0 * w_row
+        for t in range(T):
+            one = 7 + (f * T + t) * 5
+            at, step_r, step_s = first + table[one], table[one + 1], table[one + 2]
+            to = begin + t * C * rows
+            if are_whole or (table[one + 3] == R and table[one + 4] == S):
+                of_all(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+            elif table[one + 3] == R:
+                of_less(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+            elif table[one + 4] == S:
+                of_low(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+            else:
+                of_few(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+
+    return transform_set
+
+
+def make_transform_weights(m, R, S, rows, are_whole):
+    """The transform of all weights, for tiles of `rows` rows."""
+    *_, down, across = sides(m, R, S)
+    transform_set = make_transform_set(m, R, S, rows, are_whole)
+
+    def transform_weights(arrays, scratch, plan, first, last):
+        """Write the row blocks first .. last-1 of u (block, set of weights, numbers of a tile, T, C, rows)."""
+        w, u = arrays
+        C, F, T = plan[1], plan[5], plan[6]
         for block in range(first, last):
-            m0 = block % blocks * rows
-            here, begin = min(rows, M - m0), block // blocks * w_group + m0 * w_row
-            for ft in range(F * T):
-                one = 7 + ft * 5
-                at, step_r, step_s = begin + plan[one], plan[one + 1], plan[one + 2]
-                to = ((block * F + ft // T) * down * across * T + ft % T) * C * rows
-                if are_whole or (plan[one + 3] == R and plan[one + 4] == S):
-                    of_all(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
-                elif plan[one + 3] == R:
-                    of_less(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
-                elif plan[one + 4] == S:
-                    of_low(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
-                else:
-                    of_few(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+            for f in range(F):
+                transform_set(w, plan, block, f, u, (block * F + f) * down * across * T * C * rows)
         return 0
 
     return transform_weights
@@ -136,9 +151,13 @@ def make_transform_inputs(m, R, S, lanes, cols):
     return transform_inputs
 
 
-def make_winograd(m, R, S, lanes, rows, cols):
-    """The kernel with a tile of `rows` result channels x `cols` vectors of tiles of pixels."""
+def make_winograd(m, R, S, lanes, rows, cols, is_fused):
+    """The kernel with a tile of `rows` result channels x `cols` vectors of tiles of pixels.
+
+    With `is_fused` it transforms the weights too, block by block (`plans.is_weight_of_one_unit`).
+    """
     width = cols * lanes
+    transform_set = make_transform_set(m, R, S, rows, True)
     inputs = make_inputs(m, R, S, lanes, cols)
     high, wide, down, across = sides(m, R, S)
     size = down * across
@@ -153,12 +172,13 @@ def make_winograd(m, R, S, lanes, rows, cols):
         Returns whether some result is not finite: then an input was not, or a sum overflowed, and the
         transform has spread that over the tile.
         """
-        buffer, u, out, bias, transformed = arrays
+        buffer, weights, out, bias, transformed = arrays
         G, M, C, F, T, lines, tiles = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         out_image, out_channel, out_row, out_step = plan[9], plan[10], plan[11], plan[12]
         parts, shares, most, group, v_step, step = plan[13], plan[14], plan[15], plan[16], plan[17], plan[18]
         blocks, products = (M + rows - 1) // rows, 0 if shares > 1 else size * v_step
         apart = products + size * step + lanes
+        u, u_block = (scratch, apart + high * wide * lanes) if is_fused else (weights, 0)
         spread = 0.0
         for unit in range(first, last):
             share, f = unit % shares, unit // shares % F
@@ -169,17 +189,20 @@ def make_winograd(m, R, S, lanes, rows, cols):
             block0, block1 = blocks * share // shares, blocks * (share + 1) // shares
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
+                if is_fused:
+                    transform_set(weights, pointer(plan, plan[22]), g * blocks + b0, f, u, u_block)
                 # products: (size, rows of these blocks, tiles), each a sum over stencils and channels
                 for xi in range(size):
                     t0, t1 = plan[ranges + 2 * xi], plan[ranges + 2 * xi + 1]
                     for j in range(0, stop - start, width):
                         for block in range(b0, b1):
                             acc = tile_zeros(buffer, lanes, rows, cols)
-                            i = ((((g * blocks + block) * F + f) * size + xi) * T + t0) * C * rows
+                            i = u_block if is_fused else ((g * blocks + block) * F + f) * size * T * C * rows
+                            i += (xi * T + t0) * C * rows
                             b = v0 + xi * v_step + t0 * C * most + j
                             for _ in range((t1 - t0) * C):
                                 acc = tile_outer(acc, u, i, 1, v, b)
-                                if cols > 1:
+                                if rows <= 16:
                                     prefetch(u, i + AHEAD)
                                 i += rows
                                 b += most
