@@ -23,6 +23,7 @@ from loopconv.tiled.plans import (
 from loopconv.tiled.simd import MATRICES, sides
 from loopconv.tiled.tiles import (
     WINOGRAD_WEIGHT,
+    direct_layout,
     direct_tile,
     dots_tile,
     per_cycle,
@@ -157,7 +158,7 @@ def is_winograd_faster(t, is_planned):
     taps, tiles, groups = stencil_taps(t.geometry), tile_lines(t.geometry, t.adjoint, 2), t.p.N * t.p.G
     winograd = winograd_tile(2, taps, t.M, t.C, tiles, t.dtype)[0] * groups
     numbers = prod(sides(2, *taps)[2:]) * tiles.offsets.size * t.C * t.M * t.p.G
-    direct = direct_tile(t.M, t.C, t.layout, t.dtype)[0] * groups
+    direct = direct_tile(t.M, t.C, direct_layout(t.M, t.C, t.layout, t.dtype), t.dtype)[0] * groups
     return winograd + (0 if is_planned else WINOGRAD_WEIGHT * per_cycle() * numbers) < direct
 
 

@@ -293,6 +293,30 @@ def make_pack_weights(rows, together, lanes):
     return pack_weights
 
 
+def make_pack_merged_weights(rows):
+    """The packer of weights for tiles of `rows` rows, which are result channels of phases."""
+
+    def pack_merged_weights(arrays, scratch, plan, first, last):
+        """Write the row blocks first .. last-1 of `w` as (group, block, channel, tap, row).
+
+        Row v*M + m is channel m of phase v; rows past the last are as the last.
+        """
+        w, packed = arrays
+        M, C, T, w_group, w_row, w_channel, phases = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        blocks = (M * phases + rows - 1) // rows
+        for block in range(first, last):
+            for m in range(rows):
+                row = min(block % blocks * rows + m, M * phases - 1)
+                taps, target = pointer(plan, 7 + row // M * T), pointer(packed, block * C * T * rows + m)
+                source = pointer(w, block // blocks * w_group + row % M * w_row)
+                for c in range(C):
+                    for t in range(T):
+                        target[(c * T + t) * rows] = source[c * w_channel + taps[t]]
+        return 0
+
+    return pack_merged_weights
+
+
 def make_test_finite(lanes):
     def test_finite(arrays, scratch, plan, first, last):
         """Whether some of the elements of parts first .. last-1 of the array, which has plan[0], is not finite."""
