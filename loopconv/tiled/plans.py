@@ -42,6 +42,7 @@ from loopconv.tiled.tiles import (
     even,
     few_lanes,
     lanes,
+    row_lanes,
     together,
     weight_tile,
     winograd_tile,
@@ -332,7 +333,7 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
-    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols, F)
+    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
@@ -380,7 +381,7 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, few_lanes(t.dtype))
+    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 

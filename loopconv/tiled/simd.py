@@ -319,6 +319,22 @@ def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, r
 
 
 @intrinsic
+def tile_clip(typing, tile, count, less):
+    """The tile with zeros after the first count - n*less lanes of column n."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, zeros = arguments[0], ir.Constant(tile.vector, None)
+        for n in range(tile.cols):
+            mask = _first(builder, builder.sub(arguments[1], builder.mul(arguments[2], _INT64(n))), tile.lanes)
+            for at in range(n, tile.rows * tile.cols, tile.cols):
+                vector = builder.select(mask, builder.extract_value(acc, at), zeros)
+                acc = builder.insert_value(acc, vector, at)
+        return acc
+
+    return tile(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
 def tile_store(typing, tile, array, i, row_step, col_step):
     """array[i + m*row_step + n*col_step :][:lanes] = tile[m, n, :]."""
 

@@ -74,6 +74,11 @@ def few_lanes(dtype):
     return min(vector_bytes(), 32) // np.dtype(dtype).itemsize
 
 
+def row_lanes(pixels, dtype):
+    """Elements of `dtype` that are copied at a time, of rows of so many pixels."""
+    return lanes(dtype) if pixels >= lanes(dtype) else few_lanes(dtype)
+
+
 def together(width):
     """Channels of a block of `width` that are interleaved at a time: as many as divide it and are no more than 16."""
     return max(n for n in range(1, 17) if width % n == 0)
