@@ -1477,6 +1477,23 @@ def test_tile_gather(kind):
             assert np.array_equal(out, array[places]), (i, row_step, col_step, lane_step, count)
 
 
+def make_clip(lanes):
+    def clip(array, count, less, out):
+        tile = simd.tile_load(array, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
+        simd.tile_store(simd.tile_clip(tile, count, less), out, 0, COLS * lanes, lanes)
+
+    return clip
+
+
+def test_tile_clip(kind):
+    dtype, lanes = kind
+    array, out = numbers(dtype, ROWS * COLS * lanes), np.empty((ROWS, COLS, lanes), dtype)
+    for count, less in itertools.product((1, lanes - 1, lanes, lanes + 1, 100 * lanes), (0, 1)):
+        operation(make_clip, lanes)(array, count, less, out.reshape(-1))
+        _, n, lane = np.indices(out.shape)
+        assert np.array_equal(out, np.where(lane < count - n * less, array.reshape(out.shape), 0)), (count, less)
+
+
 def make_outer(lanes):
     def outer(start, a, i, step, b, j, out):
         tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
