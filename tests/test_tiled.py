@@ -30,6 +30,7 @@ from loopconv import bench, geometry, registry
 from loopconv.cases import CASES
 from loopconv.loops.compile import jit, source_hash
 from loopconv.tiled import driver, launch, panels, plans, prepared, simd, tiles, workspace
+from loopconv.tiled.layout import adjoint_layout, merged_layout, problem
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 SHAPES = tiles.TILES[tiles.registers()]
@@ -62,6 +63,7 @@ def depthwise_tile(rows, cols, lanes=tiles.lanes):
 
 # Tiles where a test is not about them: few, since each is a kernel to compile.
 FEW = {
+    "direct_layout": lambda M, C, layout, dtype: layout,
     "direct_tile": (*MIDDLE, True, False),
     "winograd_tile": MIDDLE,
     "weight_tile": MIDDLE,
@@ -144,8 +146,16 @@ def ways(contraction, g):
         if algorithm == "direct":
             for name, way in DIRECT.items():
                 yield f"direct {name}", algorithm, {"direct_tile": (*MIDDLE, *way)}
+                if contraction == "adjoint" and name != "gathered" and merged_layout(adjoint_layout(problem(g))):
+                    forced = {"direct_tile": (*MIDDLE, *way), "direct_layout": merged}
+                    yield f"direct {name}, merged", algorithm, forced
         else:
             yield algorithm, algorithm, {}
+
+
+def merged(M, C, layout, dtype):
+    """Its phases as one, where they can be."""
+    return merged_layout(layout) or layout
 
 
 def operands(g, dtype, make=random_integers):
@@ -250,6 +260,38 @@ def test_direct_tile_on_primes(way, tile, dtype, force):
             geometry.conv((1, c, 31, 33), (k, c, 4, 3), padding=(1, 0), stride=(2, 3)),
         ):
             check(contraction, g, dtype, "direct")
+
+
+@both(SHAPES)
+@pytest.mark.parametrize("way", ["unpaneled", "paneled"])
+def test_merged_phases_at_the_edges_of_a_tile(way, tile, dtype, force):
+    """Which phase has the first pixel, and which the last, depends on the padding and on the size."""
+    rows, cols = tile
+    width, parts = cols * tiles.lanes(dtype), itertools.cycle((1, 2, 4))
+    for M, stride, pixels in itertools.product(around(rows), (2, 3, 4, 5), (2, width - 1, width + 1, 3 * width)):
+        force(direct_tile=(*tile, *DIRECT[way]), direct_layout=merged, PART=next(parts))
+        x_size, kernel, padding = stride * pixels + M % stride, M % 2 * stride + stride, ((M % 7, M % 3 - 1),)
+        check("adjoint", geometry.conv((1, M, x_size), (2, M, kernel), stride=stride, padding=padding), dtype, "direct")
+    for g in (
+        geometry.conv((2, 6, 17, 26), (4, 3, 4, 6), stride=(2, 3), padding=((1, 2), (-1, 4)), groups=2),
+        geometry.conv((1, 1, 11, 30), (2, 1, 3, 5), stride=(3, 1), padding=(0, 2)),  # a stride that leaves rows whole
+        geometry.conv((1, 2, 5, 9, 22), (3, 2, 2, 2, 4), stride=(1, 2, 2), padding=(1, 0, 3)),
+        geometry.conv((1, 3, 14, 22), (2, 3, 2, 2), stride=2),  # nothing is copied
+        geometry.conv((3, 2, 7, 5), (2, 2, 3, 3), stride=3),
+        geometry.conv((1, 2, 9, 2), (2, 2, 4, 4), stride=4, padding=(0, 1)),  # phases without pixels
+    ):
+        assert merged_layout(adjoint_layout(problem(g)))
+        check("adjoint", g, dtype, "direct")
+
+
+def test_which_phases_are_merged():
+    """Those whose taps lie alike, where few result channels leave rows of a tile empty."""
+    for k, c, kernel, stride, is_merged in (
+        (64, 1, 4, 2, True), (64, 1, 9, 3, True), (64, 64, 4, 2, False), (64, 1, 3, 2, False), (64, 1, 3, 1, False),
+    ):  # fmt: skip
+        g = geometry.conv((1, c, 64, 64), (k, c, kernel, kernel), stride=stride)
+        plan = driver.sum_plan("adjoint", g, FLOAT32, "direct")
+        assert any("merged" in stage.kernel.name for stage in plan.prepare) == is_merged
 
 
 @pytest.mark.parametrize("way", DIRECT)
@@ -951,6 +993,7 @@ GUARDED = {
     "in place, dilated": geometry.conv((1, 3, 20, 41), (5, 3, 3, 4), dilation=(4, 5)),
     "in place, adjoint": geometry.conv((1, 7, 40, 60), (3, 7, 2, 2), stride=2),
     "in place, adjoint, gaps": geometry.conv((1, 7, 60, 60), (3, 7, 2, 2), stride=3),
+    "adjoint, three phases": geometry.conv((2, 2, 31, 58), (3, 2, 2, 6), padding=(0, 4), stride=(1, 3)),
     "adjoint, fan": geometry.conv((1, 7, 40, 61), (3, 7, 4, 4), stride=2, padding=1),
     "padded": geometry.conv((1, 3, 33, 35), (5, 3, 4, 5), padding=2),
     "strided": geometry.conv((1, 3, 33, 35), (5, 3, 5, 4), padding=2, stride=(2, 3)),
@@ -1449,6 +1492,23 @@ def test_tile_gather(kind):
             m, n, lane = np.indices(out.shape)
             places = i + m * row_step + n * col_step + np.minimum(lane, count - 1) * lane_step
             assert np.array_equal(out, array[places]), (i, row_step, col_step, lane_step, count)
+
+
+def make_clip(lanes):
+    def clip(array, count, less, out):
+        tile = simd.tile_load(array, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
+        simd.tile_store(simd.tile_clip(tile, count, less), out, 0, COLS * lanes, lanes)
+
+    return clip
+
+
+def test_tile_clip(kind):
+    dtype, lanes = kind
+    array, out = numbers(dtype, ROWS * COLS * lanes), np.empty((ROWS, COLS, lanes), dtype)
+    for count, less in itertools.product((1, lanes - 1, lanes, lanes + 1, 100 * lanes), (0, 1)):
+        operation(make_clip, lanes)(array, count, less, out.reshape(-1))
+        _, n, lane = np.indices(out.shape)
+        assert np.array_equal(out, np.where(lane < count - n * less, array.reshape(out.shape), 0)), (count, less)
 
 
 def make_outer(lanes):

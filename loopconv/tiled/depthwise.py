@@ -44,10 +44,10 @@ def make_write(lanes, rows, cols):
     return write
 
 
-def make_depthwise(lanes, few_lanes, rows, cols, F):
+def make_depthwise(lanes, row_lanes, rows, cols, F):
     """The kernel with a tile of `rows` rows of pixels x `cols` vectors, for `F` phases of the result at a time.
 
-    The source is copied by vectors of `few_lanes`, as rows may be short. Of two phases pixels alternate in the output;
+    The source is copied by vectors of `row_lanes`, as rows may be short. Of two phases pixels alternate in the output;
     their tiles have one column.
     """
     width = cols * lanes
@@ -68,7 +68,7 @@ def make_depthwise(lanes, few_lanes, rows, cols, F):
             k, place = unit % channels, (unit - first) % together
             if place == 0:
                 for number in range(min(together, last - unit)):
-                    pack_channel(x, scratch, plan, source, unit + number, number * size, few_lanes)
+                    pack_channel(x, scratch, plan, source, unit + number, number * size, row_lanes)
             # how far vectors may run over the end of a row: into what is written next
             over = out_channel if is_dense and unit + 1 < last else 0
             for phase in range(0, phases, F):

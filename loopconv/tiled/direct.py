@@ -22,16 +22,17 @@ AHEAD = 2048
 def make_write_runs(lanes):
     @register_jitable
     @named(lanes)
-    def write_runs(scratch, sums, pitch, out, to, channel, bias, k0, k1, plan, run, begin, end, step, F, size):
+    def write_runs(scratch, sums, pitch, out, to, channel, bias, k0, k1, plan, run, begin, end, step, size):
         """Write the results of channels k0 .. k1-1 at the positions begin .. end-1, run by run, without the gaps.
 
-        Those of channel k0 are at scratch[sums + position], of F phases, `size` apart, that lie side by side in the
-        output. The last vector of a run lies over the one before: rows of 24 pixels took 2.6 cycles a number when left
-        to the compiler.
+        Those of channel k0 are at scratch[sums + position], each phase `size` behind the one before; a run has those of
+        F phases that lie side by side in the output. The last vector of a run lies over the one before: rows of 24
+        pixels took 2.6 cycles a number when left to the compiler.
         """
         while plan[run] < end:
             start, stop = max(plan[run], begin), min(plan[run] + plan[run + 1], end)
-            from_, place, n = sums + start, to + plan[run + 2] + (start - plan[run]) * step, stop - start
+            from_, place = sums + plan[run + 3] * size + start, to + plan[run + 2] + (start - plan[run]) * step
+            F, n = plan[run + 4], stop - start
             for k in range(k0, k1):
                 if n >= lanes and step == 1:
                     for i in range(0, n, lanes):
@@ -43,14 +44,19 @@ def make_write_runs(lanes):
                         j = min(i, n - lanes)
                         results = tile_load(scratch, from_ + j, 0, size, lanes, 1, 2)
                         tile_store_every(tile_add(results, bias, k, 0), out, place + 2 * j, 0, 1, 1, 2 * lanes)
+                elif n >= lanes and F == 3:
+                    for i in range(0, n, lanes):
+                        j = min(i, n - lanes)
+                        results = tile_load(scratch, from_ + j, 0, size, lanes, 1, 3)
+                        tile_store_every(tile_add(results, bias, k, 0), out, place + 3 * j, 0, 1, 1, 3 * lanes)
                 else:
-                    numbers, target, add = pointer(scratch, from_), pointer(out, place), bias[k]
-                    for i in range(n):
-                        for f in range(F):
-                            target[i * step + f] = numbers[f * size + i] + add
+                    for f in range(F):
+                        numbers, target, add = pointer(scratch, from_ + f * size), pointer(out, place + f), bias[k]
+                        for i in range(n):
+                            target[i * step] = numbers[i] + add
                 from_ += pitch
                 place += channel
-            run += 3
+            run += 5
 
     return write_runs
 
@@ -80,10 +86,11 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
         out_image, out_channel, out_step = plan[7], plan[8], plan[9]
         phases, parts, shares = plan[10], plan[11], plan[12]
         part_tiles, part_step, copies_step, panel = plan[13], plan[14], plan[15], plan[16]
-        F, phase_table, part_table, copy_table, run_table, offset_table = (
-            plan[17], plan[18], plan[19], plan[20], plan[21], plan[22],
+        F, merged, phase_table, part_table, copy_table, run_table, offset_table = (
+            plan[17], plan[18], plan[19], plan[20], plan[21], plan[22], plan[23],
         )  # fmt: skip
-        row_blocks, fans = (M + rows - 1) // rows, phases // F
+        # each channel of each merged phase is a row of the tiles, one phase after the other
+        row_blocks, fans, is_merged = (merged * M + rows - 1) // rows, phases // F, merged > 1
         for unit in range(first, last):
             share, fan, part = unit % shares, unit // shares % fans, unit // (shares * fans) % parts
             g, n = unit // (shares * fans * parts) % G, unit // (shares * fans * parts * G)
@@ -96,10 +103,10 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
             begin, end = tile0 * width, min(tile1 * width, positions)
             pitch = (tile1 - tile0) * width
             size = (r1 - r0) * rows * pitch
-            first_run = run_table + plan[part_table + fan * F * parts + part] * 3
+            first_run = run_table + plan[part_table + fan * F * parts + part] * 5
             # results that are one run of the output need not go through the scratch; others are not far from where
             # they would be as one
-            whole = out_step == 1 and plan[first_run] <= begin
+            whole = out_step == 1 and not is_merged and plan[first_run] <= begin
             whole = whole and begin + pitch <= plan[first_run] + plan[first_run + 1]
             dense = plan[first_run + 2] + (begin - plan[first_run]) * out_step
             for f in range(F):
@@ -149,13 +156,13 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                                 tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
                             else:
                                 tile_store(acc, scratch, sums, pitch, lanes)
-            for r in range(r0, r1):
+            for r in range(r0, min(r1, (M + rows - 1) // rows)):
                 if not (whole and (r + 1) * rows <= M):
                     sums, m = (r - r0) * rows * pitch - begin, g * M + r * rows
                     to, past = n * out_image + m * out_channel, g * M + min((r + 1) * rows, M)
                     write_runs(
                         scratch, sums, pitch, out, to, out_channel, bias, m, past, plan, first_run, begin, end,
-                        out_step, F, size,
+                        out_step, M * pitch if is_merged else size,
                     )  # fmt: skip
         return 0
 

@@ -22,6 +22,7 @@ from loopconv.tiled.plans import (
 )
 from loopconv.tiled.simd import MATRICES
 from loopconv.tiled.tiles import (
+    direct_layout,
     direct_tile,
     dots_tile,
     weight_tile,
@@ -149,8 +150,8 @@ def is_winograd_exact(t):
 
 def is_winograd_faster(t):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    tiles = tile_lines(t.geometry, t.adjoint, 2)
-    return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < direct_tile(t.M, t.C, t.layout, t.dtype)[0]
+    tiles, layout = tile_lines(t.geometry, t.adjoint, 2), direct_layout(t.M, t.C, t.layout, t.dtype)
+    return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < direct_tile(t.M, t.C, layout, t.dtype)[0]
 
 
 @lru_cache(maxsize=256)

@@ -101,6 +101,9 @@ class Layout(NamedTuple):
         For every tap of every result phase: its offset in the buffer, and its number in the kernel.
     step : three ints
         Result elements between neighbouring pixels of one phase on each axis.
+    merged : int64 array (phases of the result, 5)
+        Where `results` is one phase for all of these: how far the positions of each are behind its own, their pixels on
+        three axes, first result element. The weights of all taps are then in `tap_weight`, phase after phase.
     """
 
     source: np.ndarray
@@ -113,6 +116,7 @@ class Layout(NamedTuple):
     tap_offset: np.ndarray
     tap_weight: np.ndarray
     step: tuple
+    merged: np.ndarray
 
 
 @lru_cache(maxsize=512)
@@ -179,6 +183,29 @@ def adjoint_layout(p):
     lengths = tuple(axis.length for axis in axes)
     step = tuple(step * s for step, s in zip(p.x_step[1:], p.stride))
     return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step)
+
+
+def merged_layout(layout):
+    """The layout where all phases of the result are one, as if they were channels of it; None if they cannot be.
+
+    They can where all have as many taps, that lie alike: a stride that divides a kernel's size without dilation.
+    """
+    results, counts = layout.results, np.diff(layout.results[:, :2])
+    if len(results) < 2 or counts.min() < max(1, counts.max()):
+        return None
+    taps = np.stack([layout.tap_offset[t0:t1] for t0, t1 in results[:, :2]])
+    first = taps[:, :1].argmin()
+    shifts = taps[:, :1] - taps[first, :1]
+    if (taps != taps[first] + shifts).any():
+        return None
+    flat, step = (results[:, 6:] + shifts).max(), layout.step[2]
+    # those of one row in the order of what they write of the same position
+    order = np.lexsort([results[:, 5] - shifts[:, 0] * step, np.arange(len(results)) // step])
+    weights = [layout.tap_weight[t0:t1] for t0, t1 in results[order, :2]]
+    return layout._replace(
+        results=np.array([[0, counts[0, 0], 0, 0, 0, 0, flat]], np.int64), tap_offset=taps[first],
+        tap_weight=np.concatenate(weights), merged=np.hstack([shifts, results[:, 2:6]])[order],
+    )  # fmt: skip
 
 
 class Stencil(NamedTuple):
@@ -327,5 +354,5 @@ def _layout(source, lengths, pitches, origin, plane, results, offsets, weights, 
     return Layout(
         source, lengths, pitches, origin, plane, plane * len(source),
         np.array([row for row in results if row[-1]], np.int64).reshape(-1, 7),
-        np.array(offsets, np.int64), np.array(weights, np.int64), step,
+        np.array(offsets, np.int64), np.array(weights, np.int64), step, np.zeros((0, 5), np.int64),
     )  # fmt: skip

@@ -6,9 +6,12 @@ are. What a part reads is copied into a panel, channel by channel, by vectors in
 into the place of the next.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+from loopconv.tiled.layout import fan
 
 NEVER = 1 << 60
 
@@ -41,8 +44,9 @@ class Tiling(NamedTuple):
         For each phase, channel of a chunk and tap: where in the panel it begins; without panels, where in the buffer.
     depth, chunk : int
         Elements of a channel in a part's panel; channels of a panel.
-    runs : list of int64 arrays (runs, 3)
-        For each phase, runs of results: (position, length, element of the result).
+    runs : list of int64 arrays (runs, 5)
+        For each phase, runs of results: (position, length, element of the result, first phase, phases), the last two of
+        those that are merged or of a fan, and lie side by side in the result.
     """
 
     phases: list
@@ -69,7 +73,7 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
         depth, reach = max(depth, size), max(reach, _stretches(layout.tap_offset[t0:t1], width, lanes)[2])
         if paneled:
             taps[t0:t1] = panel_taps
-        rows = _rows(layout, phase)
+        rows = _merged_rows(layout) if len(layout.merged) else _rows(layout, 0, *phase[2:6], 0, fan(layout))
         if in_place:  # the last part ends with the array, over the one before
             own = _tiles_of_last_part(flat, width, part, paneled)
             tiles = (-(-tiles // part) - 1) * part + own
@@ -117,7 +121,8 @@ def gathered(layout, width, part, lanes, room, C):
         depth = max(depth, to)
         reach = max(reach, sum(min(len(lags) * width, width + max(lags.values()) * Q) for _, lags in columns[-1]))
         phases.append((t0, t1, -(-len(element) // width), len(element), NEVER))
-        runs.append(np.array([(at, n, element[at]) for at, n in _stretched(element, layout.step[2])], np.int64))
+        position, length = np.array(_stretched(element, layout.step[2])).T
+        runs.append(_runs(position, length, element[position], 0, fan(layout)))
     copies = [
         _gather(layout, row, some, first * size, size, lanes)
         for row, some in zip(layout.results, columns)
@@ -190,23 +195,47 @@ def copies_of_a_part(layout, size, lanes, is_gathered):
     return counts
 
 
-def _rows(layout, phase):
-    """The runs of one phase over the flattened buffer: its rows."""
-    Z, P, Q, start = phase[2:6]
+def _merged_rows(layout):
+    """The runs of all phases that are merged: where all of a row have pixels side by side, and what is at its ends."""
+    merged, step = layout.merged, layout.step[2]
+    F, runs = 1, []
+    if len(merged) % step == 0:
+        fans = merged.reshape(-1, step, 5)
+        are_equal = (np.diff(fans[:, :, 1:3], axis=1) == 0).all()
+        F = step if are_equal and (np.diff(fans[:, :, 4] - fans[:, :, 0] * step) == 1).all() else 1
+    for first in range(0, len(merged), F):
+        begin, end = merged[first : first + F, 0], merged[first : first + F, [0, 3]].sum(axis=1)
+        for a, b in pairwise(sorted({*begin.tolist(), *end.tolist()})):
+            inside = np.flatnonzero((begin <= a) & (b <= end)) + first
+            for v in inside[:1] if len(inside) == F else inside:
+                shift, Z, P, _, start = merged[v]
+                start += (a - shift) * step
+                runs.append(_rows(layout, a, Z, P, b - a, start, v, F if len(inside) == F else 1))
+    runs = np.concatenate(runs)
+    return runs[np.argsort(runs[:, 0], kind="stable")]
+
+
+def _rows(layout, shift, Z, P, Q, start, phase, phases):
+    """The runs of one phase over the flattened buffer, `shift` positions behind: its rows."""
     z, p = (axis.reshape(-1) for axis in np.indices((Z, P)))
-    position = z * layout.pitches[1] * layout.pitches[2] + p * layout.pitches[2]
+    position = shift + z * layout.pitches[1] * layout.pitches[2] + p * layout.pitches[2]
     element = start + z * layout.step[0] + p * layout.step[1]
     # rows that follow each other in both are one run
     apart = (np.diff(position) != Q) | (np.diff(element) != Q * layout.step[2])
     first = np.flatnonzero(np.concatenate([[True], apart]))
     length = np.diff(np.append(first, len(position))) * Q
-    return np.stack([position[first], length, element[first]], axis=1)
+    return _runs(position[first], length, element[first], phase, phases)
+
+
+def _runs(position, length, element, phase, phases):
+    """One table of them."""
+    return np.stack(np.broadcast_arrays(position, length, element, phase, phases), axis=1).astype(np.int64)
 
 
 def _clipped(runs, first, last, step):
     """What of the runs lies in the positions first .. last-1."""
     begin, end = np.maximum(runs[:, 0], first), np.minimum(runs[:, 0] + runs[:, 1], last)
-    table = np.stack([begin, end - begin, runs[:, 2] + (begin - runs[:, 0]) * step], axis=1)
+    table = _runs(begin, end - begin, runs[:, 2] + (begin - runs[:, 0]) * step, *runs[:, 3:].T)
     return table[table[:, 1] > 0]
 
 

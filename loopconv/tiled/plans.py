@@ -35,12 +35,14 @@ from loopconv.tiled.tiles import (
     UNITS,
     blocks_of_a_share,
     depthwise_tile,
+    direct_layout,
     direct_part,
     direct_tile,
     dots_tile,
     even,
     few_lanes,
     lanes,
+    row_lanes,
     together,
     weight_tile,
     winograd_tile,
@@ -188,7 +190,8 @@ def _ranges(stencils, m, R, S):
 
 def direct_plan(t):
     """By the direct kernel."""
-    p, layout, dtype = t.p, t.layout, t.dtype
+    layout = direct_layout(t.M, t.C, t.layout, t.dtype)
+    t, p, dtype, phases = t._replace(layout=layout), t.p, t.dtype, max(1, len(layout.merged))
     n = lanes(dtype)
     _, rows, cols, paneled, gathered = direct_tile(t.M, t.C, layout, dtype)
     width = cols * n
@@ -204,20 +207,21 @@ def direct_plan(t):
     else:
         tiling = panels.flattened(layout, width, part, n, in_place, paneled, room, t.C)
     F = fan(layout)
-    blocks, units = -(-t.M // rows), p.N * p.G * len(tiling.phases) // F
+    blocks, units = -(-t.M * phases // rows), p.N * p.G * len(tiling.phases) // F
     parts = -(-max([1, *(phase.tiles for phase in tiling.phases)]) // part)
     fitting = blocks_of_a_share(layout, rows, part * width, dtype)
-    shares = min(max(blocks, 1), max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
+    most = 1 if phases > 1 else max(blocks, 1)  # what is merged is written together
+    shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
     numbers = _tables(
         [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth,
          p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
-         tiling.step, tiling.copies_step, sums, F],
+         tiling.step, tiling.copies_step, sums, F, phases],
         tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
     )  # fmt: skip
     kernel = compiled(make_direct, n, few_lanes(dtype), rows, cols, paneled)
     pack, rooms = (None, {}) if in_place else _pack_source(t, part * width + n)
-    weights, kept = _pack_weights(t, rows)
+    weights, kept = _pack_merged_weights(t, rows) if len(layout.merged) else _pack_weights(t, rows)
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
         t.geometry.macs, sums + tiling.chunk * tiling.depth + n,
@@ -241,14 +245,15 @@ def _first_runs(tiling, parts, size):
     """For each phase and part of `size` positions, the number of the first run that ends after the part's beginning."""
     first, before = [], 0
     for runs in tiling.runs:
-        first += (before + np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(parts) * size, side="right")).tolist()
+        ends = np.maximum.accumulate(runs[:, 0] + runs[:, 1])
+        first += (before + np.searchsorted(ends, np.arange(parts) * size, side="right")).tolist()
         before += len(runs) + 1
     return first
 
 
 def _ended(runs):
     """All runs, with one after those of each phase that no position reaches."""
-    end = np.array([[panels.NEVER, 0, 0]], np.int64)
+    end = np.array([[panels.NEVER, 0, 0, 0, 0]], np.int64)
     return np.concatenate([end[:0], *(part for table in runs for part in (table, end))])
 
 
@@ -339,7 +344,7 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
-    kernel = compiled(make_depthwise, n, few_lanes(t.dtype), rows, cols, F)
+    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
@@ -387,7 +392,7 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, few_lanes(t.dtype))
+    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
 
 
@@ -437,6 +442,16 @@ def _pack_weights(t, rows):
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
     size = blocks * rows * C * T
     kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
+    return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
+
+
+def _pack_merged_weights(t, rows):
+    """(stage, kept) for the packed weights of phases that are one."""
+    C, T, phases = t.C, len(t.layout.tap_offset), len(t.layout.merged)
+    blocks = t.p.G * -(-t.M * phases // rows)
+    numbers = np.concatenate([np.array([t.M, C, T, *t.w_steps, phases], np.int64), t.layout.tap_weight])
+    size = blocks * rows * C * T
+    kernel = compiled(packers.make_pack_merged_weights, rows)
     return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
 
 

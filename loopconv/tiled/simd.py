@@ -319,6 +319,22 @@ def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, r
 
 
 @intrinsic
+def tile_clip(typing, tile, count, less):
+    """The tile with zeros after the first count - n*less lanes of column n."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, zeros = arguments[0], ir.Constant(tile.vector, None)
+        for n in range(tile.cols):
+            mask = _first(builder, builder.sub(arguments[1], builder.mul(arguments[2], _INT64(n))), tile.lanes)
+            for at in range(n, tile.rows * tile.cols, tile.cols):
+                vector = builder.select(mask, builder.extract_value(acc, at), zeros)
+                acc = builder.insert_value(acc, vector, at)
+        return acc
+
+    return tile(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
 def tile_store(typing, tile, array, i, row_step, col_step):
     """array[i + m*row_step + n*col_step :][:lanes] = tile[m, n, :]."""
 
@@ -338,7 +354,7 @@ def tile_store(typing, tile, array, i, row_step, col_step):
 def tile_store_every(typing, tile, array, i, row_step, step, rows, count):
     """array[i + m*row_step + (n + cols*lane) * step] = tile[m, n, lane] for the first `rows` rows; `count` of each.
 
-    Tiles of 1, 2 or 4 columns, whose lanes alternate in memory, `step`, 1 or 2, apart. Returns 0 times the numbers
+    Tiles of 1 to 4 columns, whose lanes alternate in memory, `step`, 1 or 2, apart. Returns 0 times the numbers
     stored, added up: not 0 if one was not finite.
     """
     every = step.literal_value
@@ -547,10 +563,17 @@ def _deal(builder, vectors):
 
 
 def _riffle(builder, columns):
-    """What `_deal` undoes."""
+    """What `_deal` undoes, also for three columns."""
     if len(columns) == 1:
         return columns
     lanes = columns[0].type.count
+    if len(columns) == 3:
+        # the lanes of the first two with room for those of the third, and then these
+        a, b, c = columns
+        places = [[divmod(part * lanes + lane, 3) for lane in range(lanes)] for part in range(3)]
+        both = [_shuffle(builder, a, b, [at + lanes * (n == 1) for at, n in part]) for part in places]
+        thirds = [[lanes + at if n == 2 else lane for lane, (at, n) in enumerate(part)] for part in places]
+        return [_shuffle(builder, vector, c, order) for vector, order in zip(both, thirds)]
     halves = [[first + lane // 2 + lane % 2 * lanes for lane in range(lanes)] for first in (0, lanes // 2)]
     evens, odds = (_riffle(builder, columns[odd::2]) for odd in range(2))
     return [_shuffle(builder, *pair, half) for pair in zip(evens, odds) for half in halves]
