@@ -64,7 +64,7 @@ def depthwise_tile(rows, cols, lanes=tiles.lanes):
 FEW = {
     "direct_tile": (*MIDDLE, True, False),
     "winograd_tile": MIDDLE,
-    "weight_tile": MIDDLE,
+    "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
     # not larger than the numbers of channels and taps
     "dots_tile": lambda K, C, taps, *_: (0, 3, 3) if min(K, taps) >= 3 else (0, 1, 1),
     "depthwise_tile": depthwise_tile(2, 1),
@@ -346,43 +346,49 @@ def test_depthwise_channels_one_by_one_or_several_before_their_sums(room, force)
 # -------------------------------------------------------------------- every tile shape: weight gradients
 
 
+def outer_tile(rows, cols, contraction):
+    return lambda p, dtype: (0, rows, cols, contraction if max(p.stride) == 1 else "forward")
+
+
 @both((*SHAPES, (1, 1)))
-def test_weight_tile_at_its_edges(tile, dtype, force):
+def test_outer_tile_at_its_edges(tile, dtype, force):
     rows, cols = tile
     width = cols * tiles.lanes(dtype)
-    for swapped in (False, True):  # the first question is about K broadcast, the second about C
-        costs = itertools.cycle((1, 0) if swapped else (0, 1))
-        force(weight_tile=lambda *_, costs=costs: (next(costs), *tile))
+    for contraction in ("forward", "adjoint"):  # with channels of y in vectors, and of x
+        force(outer_tile=outer_tile(rows, cols, contraction))
         for few, many in itertools.product(around(rows), around(width)):
-            k, c = (many, few) if swapped else (few, many)
-            check("weight", geometry.conv((1, c, 7), (k, c, 2)), dtype, "outer", f"swapped={swapped}")
-        k, c = (width + 1, rows) if swapped else (rows, width + 1)
+            k, c = (many, few) if contraction == "forward" else (few, many)
+            check("weight", geometry.conv((1, c, 7), (k, c, 1)), dtype, "outer", contraction)
+            check("weight", geometry.conv((1, c, 7), (k, c, 2), padding=1), dtype, "outer", contraction)
+        k, c = (width + 1, rows) if contraction == "forward" else (rows, width + 1)
         for g in (
             geometry.conv((2, c, 5, 7), (k, c, 3, 2), padding=(1, 2), stride=(1, 2)),
             geometry.conv((1, 2 * c, 5, 4), (2 * k, c, 2, 2), groups=2, dilation=2),
+            geometry.conv((2, c, 6, 19), (k, c, 3, 2), padding=(1, -2)),
             geometry.conv((1, c, 2, 3, 5), (k, c, 2, 1, 2), stride=(1, 2, 1)),
+            geometry.conv((1, c, 2, 3, 5), (k, c, 2, 1, 2), padding=1),
             geometry.conv((1, c, 2, 1031), (k, c, 1, 2)),  # more pixels of a row than one piece
             geometry.conv((3, c, 4, 5), (k, c, 1, 1)),  # small images side by side
+            geometry.conv((3, c, 4, 5), (k, c, 3, 2), padding=1),
         ):
-            check("weight", g, dtype, "outer", f"swapped={swapped}")
+            check("weight", g, dtype, "outer", contraction)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_weight_in_pieces_chunks_groups_and_parts(swapped, force, launched):
-    g = geometry.conv((2, 7, 61, 47), (2 * MIDDLE[0] + 1, 7, 3, 3), padding=1)
-    costs = (1, 0) if swapped else (0, 1)
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_weight_in_pieces_chunks_groups_and_parts(contraction, force, launched):
     seen = set()
     for pixels, totals, units in itertools.product((1, 3000, 24 << 10), (1, 64 << 10), (1, 4, 64)):
-        cost = itertools.cycle(costs)
         sizes = {"PIXELS_BYTES": pixels, "TOTALS_BYTES": totals, "UNITS": units}
-        force(weight_tile=lambda *_, cost=cost: (next(cost), *MIDDLE), **sizes)
-        launched.clear()
-        check("weight", g, FLOAT32, "outer", str(sizes))
-        seen.add("add_up" in [name for name, _ in launched])
+        force(outer_tile=outer_tile(*MIDDLE, contraction), **sizes)
+        for g in (
+            geometry.conv((2, 7, 61, 47), (2 * MIDDLE[0] + 1, 7, 3, 3), padding=1),
+            geometry.conv((2, 7, 5, 6, 7), (9, 7, 1, 1, 1)),
+            geometry.conv((5, 7, 5, 6), (9, 7, 2, 2)),  # small images side by side
+        ):
+            launched.clear()
+            check("weight", g, FLOAT32, "outer", str(sizes))
+            seen.add("add_up" in [name for name, _ in launched])
     assert seen == {False, True}  # one part, and several
-
-
-DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
 
 
 def test_weight_of_few_pixels_in_many_parts(force):
@@ -391,6 +397,9 @@ def test_weight_of_few_pixels_in_many_parts(force):
     for pixels, units in itertools.product((1, 24 << 10, 1 << 20), (16, 1000)):
         force(PIXELS_BYTES=pixels, UNITS=units)
         check("weight", g, FLOAT32, "outer", f"{pixels} {units}")
+
+
+DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
 
 
 @both(DOTS, (3, 3))
