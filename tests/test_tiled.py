@@ -655,7 +655,7 @@ CHOICES = {
     "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "dots"),
     "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), "direct", "dots"),
     "one-channel": (geometry.conv((1, 1, 64, 64), (1, 1, 9, 9)), "depthwise", "dots"),
-    "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", "dots"),
+    "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", None),
 }
 
 

@@ -543,18 +543,22 @@ def dots_plan(geometry, dtype):
     layout = t.layout
     _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y, dtype)
     pack, rooms, name = (), {}, "x"
-    if not is_in_place(layout, p.x, p.x_step):
+    blocks = -(-p.K // rows)
+    units = p.G * blocks * p.C
+    parts = _parts(units, p.N * p.y[0] * p.y[1], geometry.macs)
+    in_place = is_in_place(layout, p.x, p.x_step)
+    own = not in_place and blocks == parts == 1
+    if not (in_place or own):
         stage, rooms = _pack_source(t, 0)
         pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
-    units = p.G * -(-p.K // rows) * p.C
-    parts = _parts(units, p.N * p.y[0] * p.y[1], geometry.macs)
-    numbers = [
-        p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3],
-        *layout.tap_offset.tolist(),
-    ]  # fmt: skip
+    numbers = _tables(
+        [p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3]],
+        layout.tap_offset, _source_table(t),
+    )  # fmt: skip
     call = Stage(
-        compiled(make_dots, lanes(dtype), rows, cols), (name, "y", "w" if parts == 1 else "partial"),
-        np.array(numbers, np.int64), units * parts, geometry.macs,
+        compiled(make_dots, lanes(dtype), few_lanes(dtype), rows, cols, own),
+        (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts, geometry.macs,
+        -(-prod(p.k) // cols) * rows * cols * lanes(dtype) + own * layout.channel,
     )  # fmt: skip
     return _summed(Plan((), (*pack, call), {}, rooms), geometry, parts)
 

@@ -164,6 +164,8 @@ FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
 # 512->512 at 7x7 0.7 and 0.9, 8->8 at 128x128 0.9 and 1.0, dilation 2 256->256 at 28x28 1.7 and 1.6, stride 2 128->128
 # at 56x56 1.1 and 1.1; 4x4 stride 2 256->512 at 8x8, 16 images, 1.2 and 1.0; 1-D 3 taps 128->128 1.3 and 1.1.
 WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 4.5, 3, 16
+# The same for each number of both arrays that is copied, in up to two phases of a row or in more.
+WINOGRAD_COPY, WINOGRAD_DEAL = 1, 5
 
 
 def winograd_tile(m, taps, M, C, tiles, dtype):
@@ -209,7 +211,9 @@ def winograd_weight_tile(p, taps, tiles, dtype):
     transforms = size * T * (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
     sums = tiles.sums * -(-channels // rows) * (_step(rows, cols) + 3 * rows * cols / chunk)
     results = size * T * parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
-    cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results)
+    copies = p.N * (p.C * prod(p.x) + p.K * prod(p.y)) * per_cycle()
+    copies *= WINOGRAD_COPY if max(p.stride[2], p.dilation[2]) <= 2 else WINOGRAD_DEAL
+    cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results + copies)
     return cost, rows, cols, channels, swapped, chunk, parts
 
 
@@ -251,20 +255,19 @@ def outer_tile(p, dtype):
     return min(straight, cost(p.K, p.C, p.x, "adjoint", RESULT if taps == 1 else 2 * RESULT_APART))
 
 
-# What a step of dot products costs more where the pixels of a channel are not in the first-level cache: 68 ms, against
-# 32 ms for outer products, on 32->32 3x3x3, 32x32x32.
-FAR_DOTS = 1.6
+# What a line of pixels costs a tile of dot products besides its sums, in cycles. Times predicted for 25 geometries were
+# 0.6 to 1.05 of those measured, and for outer products 0.6 to 1.0.
+DOTS_LINE = 25
 
 
 def dots_tile(K, C, taps, sizes, dtype):
-    """(cost, rows, cols) for the kernel of dot products along rows; cost as of `weight_tile` x taps."""
-    Q, is_far = sizes[-1], prod(sizes) * np.dtype(dtype).itemsize > PANEL_BYTES
-    n, room, loads = lanes(dtype), registers() - 2, 1 if vector_bytes() == 64 else 1.6
+    """(cost for each pixel, rows, cols) for the kernel of dot products along rows."""
+    n, Q, room, loads = lanes(dtype), sizes[-1], registers() - 2, 1 if vector_bytes() == 64 else 1.6
 
     def cost(tile):
         rows, cols = tile
-        step = (max(rows * cols, loads * (rows + cols), 8) + 2) * (FAR_DOTS if is_far else 1)
-        return -(-K // rows) * C * -(-taps // cols) * step * -(-Q // n) / Q
+        step = max(rows * cols, loads * (rows + cols), 8) + 2
+        return -(-K // rows) * C * -(-taps // cols) * (step * -(-Q // n) + DOTS_LINE * per_cycle()) / Q
 
     fitting = [
         (rows, cols)

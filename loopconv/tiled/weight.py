@@ -92,8 +92,10 @@ def make_weight(lanes, few_lanes, rows, cols, together):
                     for m in range(count):
                         for i in range(here):
                             target[row[m] + i] = total[m * width + i]
-                elif count == rows and row[rows - 1] == row[0] + rows - 1:
-                    interleave(total, width, 1, here, here, pointer(target, row[0]), w_b, rows, few_lanes)
+                elif row[count - 1] == row[0] + count - 1:
+                    for i in range(here):
+                        for m in range(count):
+                            target[row[0] + i * w_b + m] = total[m * width + i]
                 else:
                     for m in range(count):
                         for i in range(here):
