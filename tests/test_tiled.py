@@ -655,7 +655,7 @@ CHOICES = {
     "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "dots"),
     "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), "direct", "dots"),
     "one-channel": (geometry.conv((1, 1, 64, 64), (1, 1, 9, 9)), "depthwise", "dots"),
-    "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", None),
+    "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", "dots"),
 }
 
 
@@ -1459,6 +1459,41 @@ def test_tile_outer(kind):
         operation(make_outer, lanes)(start, a, i, step, b, j, out.reshape(-1))
         expected = np.outer(a[i + step * np.arange(ROWS)], b[j : j + COLS * lanes])
         assert np.array_equal(out, start.reshape(out.shape) + expected), (i, step, j)
+
+
+def make_outer_at(lanes):
+    def outer(start, a, i, offsets, t, b, j, out):
+        tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
+        simd.tile_store(simd.tile_outer_at(tile, a, i, offsets, t, b, j), out, 0, COLS * lanes, lanes)
+
+    return outer
+
+
+def test_tile_outer_at(kind):
+    dtype, lanes = kind
+    start, a, b = (numbers(dtype, size, seed) for seed, size in enumerate((ROWS * COLS * lanes, 30, 4 * lanes)))
+    out, offsets = np.empty((ROWS, COLS * lanes), dtype), np.array([9, *(11 * np.arange(ROWS) % 17), 5])
+    for i, t, j in ((0, 0, 0), (2, 1, 3), (12, 2, 2 * lanes)):
+        operation(make_outer_at, lanes)(start, a, i, offsets, t, b, j, out.reshape(-1))
+        expected = np.outer(a[i + offsets[t : t + ROWS]], b[j : j + COLS * lanes])
+        assert np.array_equal(out, start.reshape(out.shape) + expected), (i, t, j)
+
+
+def make_transpose(lanes, rows):
+    def transpose(array, step, out, row_step):
+        tile = simd.tile_load(array, 0, step, 0, lanes, rows, 1)
+        simd.tile_store(simd.tile_transpose(tile), out, 0, row_step, lanes)
+
+    return transpose
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_tile_transpose(kind, vectors):
+    dtype, lanes = kind
+    rows = vectors * lanes
+    array, out = numbers(dtype, rows * (lanes + 3)), np.empty((lanes, rows + 1), dtype)
+    operation(make_transpose, lanes, rows)(array, lanes + 3, out.reshape(-1), rows + 1)
+    assert np.array_equal(out[:, :rows], array.reshape(rows, -1)[:, :lanes].T)
 
 
 def make_axpy(lanes):

@@ -449,7 +449,7 @@ def outer_plan(geometry, dtype):
     group = even(blocks, TOTALS_BYTES // (rows * width * dtype.itemsize))
     units = p.G * b_blocks * -(-blocks // group)
     parts = _parts(units, p.N * Z * P * -(-Q // piece), geometry.macs)
-    channels, padding = np.arange(t.C)[:, None], [0] * (blocks * rows - t.C * taps)
+    channels, padding = np.arange(t.C)[:, None], (0, blocks * rows - t.C * taps)
     a_rows = (channels * layout.channel + layout.tap_offset).reshape(-1)
     w_rows = (channels * t.w_steps[2] + layout.tap_weight).reshape(-1)
     a_group = t.C * layout.channel
@@ -457,7 +457,7 @@ def outer_plan(geometry, dtype):
         [p.N, t.C * taps, t.M, Z, P, Q, chunk, piece, parts, group, prod(geometry.w_shape), *t.w_steps[:2],
          p.G * a_group, a_group, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
          p.G * t.M * steps[0], t.M * steps[0], *steps[:2]],
-        [*a_rows, *padding], [*w_rows, *padding],
+        np.pad(a_rows, padding), np.pad(w_rows, padding),
     )  # fmt: skip
     pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
     names = ("y", "x") if t.adjoint else ("x", "y")

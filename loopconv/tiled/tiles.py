@@ -41,8 +41,8 @@ UNITS = 16
 PIXELS_BYTES, TOTALS_BYTES = 96 << 10, 64 << 10
 
 # Cycles of the weight kernel for each number of B that it interleaves, and of the result: where they lie apart, and
-# where those of a vector follow each other.
-INTERLEAVE, RESULT_APART, RESULT = 0.3, 1, 0.3
+# where those of a vector follow each other; and those that a call takes longer than one of the kernel of dot products.
+INTERLEAVE, RESULT_APART, RESULT, OUTER_CALL = 0.3, 1, 0.3, 2000
 
 # Padded channels that the depthwise kernel copies before it goes through them: what was just written cannot be read yet
 # (0.150 against 0.158 ms on 144 channels, 5x5, stride 2, 56x56, and 0.111 against 0.120 on 672 of 14x14).
@@ -246,7 +246,7 @@ def outer_tile(p, dtype):
         blocks, width = -(-A * taps // rows), cols * lanes(dtype)
         groups = -(-blocks * rows * width * np.dtype(dtype).itemsize // TOTALS_BYTES)
         pixels = p.N * p.G * prod(pixels)
-        others = (groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result) * per_cycle()
+        others = (groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result + OUTER_CALL) * per_cycle()
         return sums * pixels + others, even(A * taps, rows), cols, contraction
 
     straight = cost(p.C, p.K, p.y, "forward", RESULT_APART)
