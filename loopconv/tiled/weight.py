@@ -17,7 +17,7 @@ def make_weight(lanes, few_lanes, rows, cols, together):
         pixels).
 
         Each part has a result of its own in `w` (part, group, K, C, taps). Pixels are summed piece by piece of a
-        row, `chunk` pieces of B before the next, so that they stay in the first-level cache for all rows; the scratch
+        row, `chunk` pieces before the next, so that those of B stay in the second-level cache for all rows; the scratch
         has them (pixel, channel), and the sums (row, channel). Tables in `plan`: where each row of a group begins in A,
         and in `w`.
         """
