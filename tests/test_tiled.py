@@ -1321,7 +1321,7 @@ def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
 
 
 def test_names_on_disk_change_with_the_sources():
-    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 3, 3)
+    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 3, 3, False)
     names = [build._cache._cache_file._index_name for build in (kernel.serial, launch.compiled_spread())]
     assert all(source_hash() in name for name in names)
     assert ["serial" in names[0], "parallel" in names[1]] == [True, True]
@@ -1696,8 +1696,8 @@ def test_kernels_of_other_sizes_have_other_names():
     names = [
         launch.compiled(make, *sizes).serial.py_func.__qualname__
         for make, sizes in (
-            (plans.make_dots, (8, 3, 3)),
-            (plans.make_dots, (8, 5, 2)),
+            (plans.make_dots, (8, 8, 3, 3, False)),
+            (plans.make_dots, (8, 8, 5, 2, True)),
             (plans.make_winograd, (2, 3, 3, 8, *MIDDLE)),
             (plans.make_winograd, (4, 3, 3, 8, *MIDDLE)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, False)),
@@ -1705,7 +1705,7 @@ def test_kernels_of_other_sizes_have_other_names():
         )
     ]
     assert len(set(names)) == 6
-    assert "dots_8_3_3_serial" in names[0]
+    assert "dots_8_8_3_3_False_serial" in names[0]
 
 
 @pytest.mark.parametrize(("m", "taps"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])
