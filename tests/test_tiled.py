@@ -66,7 +66,7 @@ FEW = {
     "direct_layout": lambda M, C, layout, dtype: layout,
     "direct_tile": (*MIDDLE, True, False),
     "winograd_tile": MIDDLE,
-    "weight_tile": MIDDLE,
+    "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
     # not larger than the numbers of channels and taps
     "dots_tile": lambda K, C, taps, *_: (0, 3, 3) if min(K, taps) >= 3 else (0, 1, 1),
     "depthwise_tile": depthwise_tile(2, 1),
@@ -388,43 +388,49 @@ def test_depthwise_channels_one_by_one_or_several_before_their_sums(room, force)
 # -------------------------------------------------------------------- every tile shape: weight gradients
 
 
+def outer_tile(rows, cols, contraction):
+    return lambda p, dtype: (0, rows, cols, contraction if max(p.stride) == 1 else "forward")
+
+
 @both((*SHAPES, (1, 1)))
-def test_weight_tile_at_its_edges(tile, dtype, force):
+def test_outer_tile_at_its_edges(tile, dtype, force):
     rows, cols = tile
     width = cols * tiles.lanes(dtype)
-    for swapped in (False, True):  # the first question is about K broadcast, the second about C
-        costs = itertools.cycle((1, 0) if swapped else (0, 1))
-        force(weight_tile=lambda *_, costs=costs: (next(costs), *tile))
+    for contraction in ("forward", "adjoint"):  # with channels of y in vectors, and of x
+        force(outer_tile=outer_tile(rows, cols, contraction))
         for few, many in itertools.product(around(rows), around(width)):
-            k, c = (many, few) if swapped else (few, many)
-            check("weight", geometry.conv((1, c, 7), (k, c, 2)), dtype, "outer", f"swapped={swapped}")
-        k, c = (width + 1, rows) if swapped else (rows, width + 1)
+            k, c = (many, few) if contraction == "forward" else (few, many)
+            check("weight", geometry.conv((1, c, 7), (k, c, 1)), dtype, "outer", contraction)
+            check("weight", geometry.conv((1, c, 7), (k, c, 2), padding=1), dtype, "outer", contraction)
+        k, c = (width + 1, rows) if contraction == "forward" else (rows, width + 1)
         for g in (
             geometry.conv((2, c, 5, 7), (k, c, 3, 2), padding=(1, 2), stride=(1, 2)),
             geometry.conv((1, 2 * c, 5, 4), (2 * k, c, 2, 2), groups=2, dilation=2),
+            geometry.conv((2, c, 6, 19), (k, c, 3, 2), padding=(1, -2)),
             geometry.conv((1, c, 2, 3, 5), (k, c, 2, 1, 2), stride=(1, 2, 1)),
+            geometry.conv((1, c, 2, 3, 5), (k, c, 2, 1, 2), padding=1),
             geometry.conv((1, c, 2, 1031), (k, c, 1, 2)),  # more pixels of a row than one piece
             geometry.conv((3, c, 4, 5), (k, c, 1, 1)),  # small images side by side
+            geometry.conv((3, c, 4, 5), (k, c, 3, 2), padding=1),
         ):
-            check("weight", g, dtype, "outer", f"swapped={swapped}")
+            check("weight", g, dtype, "outer", contraction)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_weight_in_pieces_chunks_groups_and_parts(swapped, force, launched):
-    g = geometry.conv((2, 7, 61, 47), (2 * MIDDLE[0] + 1, 7, 3, 3), padding=1)
-    costs = (1, 0) if swapped else (0, 1)
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_weight_in_pieces_chunks_groups_and_parts(contraction, force, launched):
     seen = set()
     for pixels, totals, units in itertools.product((1, 3000, 24 << 10), (1, 64 << 10), (1, 4, 64)):
-        cost = itertools.cycle(costs)
         sizes = {"PIXELS_BYTES": pixels, "TOTALS_BYTES": totals, "UNITS": units}
-        force(weight_tile=lambda *_, cost=cost: (next(cost), *MIDDLE), **sizes)
-        launched.clear()
-        check("weight", g, FLOAT32, "outer", str(sizes))
-        seen.add("add_up" in [name for name, _ in launched])
+        force(outer_tile=outer_tile(*MIDDLE, contraction), **sizes)
+        for g in (
+            geometry.conv((2, 7, 61, 47), (2 * MIDDLE[0] + 1, 7, 3, 3), padding=1),
+            geometry.conv((2, 7, 5, 6, 7), (9, 7, 1, 1, 1)),
+            geometry.conv((5, 7, 5, 6), (9, 7, 2, 2)),  # small images side by side
+        ):
+            launched.clear()
+            check("weight", g, FLOAT32, "outer", str(sizes))
+            seen.add("add_up" in [name for name, _ in launched])
     assert seen == {False, True}  # one part, and several
-
-
-DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
 
 
 def test_weight_of_few_pixels_in_many_parts(force):
@@ -433,6 +439,9 @@ def test_weight_of_few_pixels_in_many_parts(force):
     for pixels, units in itertools.product((1, 24 << 10, 1 << 20), (16, 1000)):
         force(PIXELS_BYTES=pixels, UNITS=units)
         check("weight", g, FLOAT32, "outer", f"{pixels} {units}")
+
+
+DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
 
 
 @both(DOTS, (3, 3))
@@ -1372,7 +1381,7 @@ def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
 
 
 def test_names_on_disk_change_with_the_sources():
-    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 3, 3)
+    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 3, 3, False)
     names = [build._cache._cache_file._index_name for build in (kernel.serial, launch.compiled_spread())]
     assert all(source_hash() in name for name in names)
     assert ["serial" in names[0], "parallel" in names[1]] == [True, True]
@@ -1527,6 +1536,41 @@ def test_tile_outer(kind):
         operation(make_outer, lanes)(start, a, i, step, b, j, out.reshape(-1))
         expected = np.outer(a[i + step * np.arange(ROWS)], b[j : j + COLS * lanes])
         assert np.array_equal(out, start.reshape(out.shape) + expected), (i, step, j)
+
+
+def make_outer_at(lanes):
+    def outer(start, a, i, offsets, t, b, j, out):
+        tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
+        simd.tile_store(simd.tile_outer_at(tile, a, i, offsets, t, b, j), out, 0, COLS * lanes, lanes)
+
+    return outer
+
+
+def test_tile_outer_at(kind):
+    dtype, lanes = kind
+    start, a, b = (numbers(dtype, size, seed) for seed, size in enumerate((ROWS * COLS * lanes, 30, 4 * lanes)))
+    out, offsets = np.empty((ROWS, COLS * lanes), dtype), np.array([9, *(11 * np.arange(ROWS) % 17), 5])
+    for i, t, j in ((0, 0, 0), (2, 1, 3), (12, 2, 2 * lanes)):
+        operation(make_outer_at, lanes)(start, a, i, offsets, t, b, j, out.reshape(-1))
+        expected = np.outer(a[i + offsets[t : t + ROWS]], b[j : j + COLS * lanes])
+        assert np.array_equal(out, start.reshape(out.shape) + expected), (i, t, j)
+
+
+def make_transpose(lanes, rows):
+    def transpose(array, step, out, row_step):
+        tile = simd.tile_load(array, 0, step, 0, lanes, rows, 1)
+        simd.tile_store(simd.tile_transpose(tile), out, 0, row_step, lanes)
+
+    return transpose
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_tile_transpose(kind, vectors):
+    dtype, lanes = kind
+    rows = vectors * lanes
+    array, out = numbers(dtype, rows * (lanes + 3)), np.empty((lanes, rows + 1), dtype)
+    operation(make_transpose, lanes, rows)(array, lanes + 3, out.reshape(-1), rows + 1)
+    assert np.array_equal(out[:, :rows], array.reshape(rows, -1)[:, :lanes].T)
 
 
 def make_axpy(lanes):
@@ -1729,8 +1773,8 @@ def test_kernels_of_other_sizes_have_other_names():
     names = [
         launch.compiled(make, *sizes).serial.py_func.__qualname__
         for make, sizes in (
-            (plans.make_dots, (8, 3, 3)),
-            (plans.make_dots, (8, 5, 2)),
+            (plans.make_dots, (8, 8, 3, 3, False)),
+            (plans.make_dots, (8, 8, 5, 2, True)),
             (plans.make_winograd, (2, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd, (4, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, False)),
@@ -1738,7 +1782,7 @@ def test_kernels_of_other_sizes_have_other_names():
         )
     ]
     assert len(set(names)) == 6
-    assert "dots_8_3_3_serial" in names[0]
+    assert "dots_8_8_3_3_False_serial" in names[0]
 
 
 @pytest.mark.parametrize(("m", "taps"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])

@@ -1,44 +1,66 @@
 """The weight contraction as tiles of dot products along rows of pixels: for few channels, where outer products of
 channels would leave lanes empty."""
 
-from loopconv.tiled.simd import tile_dot, tile_spill, tile_zeros
+from loopconv.tiled.pack import pack_channel
+from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_zeros
 
 
-def make_dots(lanes, rows, cols):
-    """The kernel with a tile of `rows` channels of y x `cols` taps, each a vector of partial sums."""
+def make_dots(lanes, few_lanes, rows, cols, own):
+    """The kernel with a tile of `rows` channels of y x `cols` taps, each a vector of partial sums.
+
+    Where each channel of x serves one unit only, this makes its `own` padded copy, which stays in the second-level
+    cache; else x may be such copies.
+    """
+    size = rows * cols * lanes
 
     def dots(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, block of y's channels, channel of x, part).
 
-        Each part of the pixels has a result of its own in `w` (part, group, K, C, taps).
+        Each part of the pixels has a result of its own in `w` (part, group, K, C, taps). The scratch has the sums of
+        the images before (tile of taps, tile), and a channel.
         """
-        buffer, y, w = arrays
+        x, y, w = arrays
         N, G, K, C, Z, P, Q, taps, parts = (
             plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8],
         )  # fmt: skip
         channel, slice_, row, y_image, y_channel, y_slice, y_row = (
             plan[9], plan[10], plan[11], plan[12], plan[13], plan[14], plan[15],
         )  # fmt: skip
-        tap_table = 16
-        blocks, lines = (K + rows - 1) // rows, Z * P
+        tap_table, source = plan[16], plan[17]
+        blocks, lines, whole = (K + rows - 1) // rows, Z * P, Q // lanes * lanes
+        copy = (taps + cols - 1) // cols * size
         for unit in range(first, last):
-            part = unit % parts
-            c = unit // parts % C
+            part, c = unit % parts, unit // parts % C
             k0 = min(unit // (parts * C) % blocks * rows, K - rows)  # the last block overlaps the one before
             g = unit // (parts * C * blocks)
+            begin, end = N * lines * part // parts, N * lines * (part + 1) // parts
+            line = begin
+            while line < end:
+                n = line // lines
+                stop = min(end, (n + 1) * lines)
+                if own:
+                    pack_channel(x, scratch, plan, source, (n * G + g) * C + c, copy, few_lanes)
+                    plane = pointer(scratch, copy)
+                else:
+                    plane = pointer(x, ((n * G + g) * C + c) * channel)
+                for tap in range(0, taps, cols):
+                    t, total = tap_table + min(tap, taps - cols), tap // cols * size
+                    if line == begin:
+                        acc = tile_zeros(w, lanes, rows, cols)
+                    else:
+                        acc = tile_load(scratch, total, cols * lanes, lanes, lanes, rows, cols)
+                    for at in range(line, stop):
+                        z, p = at // P % Z, at % P
+                        i = n * y_image + (g * K + k0) * y_channel + z * y_slice + p * y_row
+                        j = z * slice_ + p * row
+                        for q in range(0, whole, lanes):
+                            acc = tile_dot(acc, y, i + q, y_channel, plane, j + q, plan, t, None)
+                        if whole < Q:
+                            acc = tile_dot(acc, y, i + whole, y_channel, plane, j + whole, plan, t, Q - whole)
+                    tile_store(acc, scratch, total, cols * lanes, lanes)
+                line = stop
             for tap in range(0, taps, cols):
-                t = min(tap, taps - cols)
-                acc = tile_zeros(buffer, lanes, rows, cols)
-                for line in range(N * lines * part // parts, N * lines * (part + 1) // parts):
-                    n, z, p = line // lines, line % lines // P, line % P
-                    i = n * y_image + (g * K + k0) * y_channel + z * y_slice + p * y_row
-                    j = ((n * G + g) * C + c) * channel + z * slice_ + p * row
-                    whole = Q // lanes * lanes
-                    for q in range(0, whole, lanes):
-                        acc = tile_dot(acc, y, i + q, y_channel, buffer, j + q, plan, tap_table + t, None)
-                    if whole < Q:
-                        acc = tile_dot(acc, y, i + whole, y_channel, buffer, j + whole, plan, tap_table + t, Q - whole)
-                numbers = tile_spill(acc)
+                numbers, t = pointer(scratch, tap // cols * size), min(tap, taps - cols)
                 for m in range(rows):
                     for n in range(cols):
                         total = numbers[(m * cols + n) * lanes]

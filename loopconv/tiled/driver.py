@@ -25,7 +25,7 @@ from loopconv.tiled.tiles import (
     direct_layout,
     direct_tile,
     dots_tile,
-    weight_tile,
+    outer_tile,
     winograd_tile,
     winograd_weight_tile,
 )
@@ -58,9 +58,9 @@ def weight(geometry, x, w, y, algorithm=None):
         w[...] = 0
         return
     plan = weight_plan(geometry, x.dtype, algorithm)
-    # where Winograd's results are not finite, outer products have to say which ones really are not
+    # where results are not finite, dot products have to say which ones really are not
     if not run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}, plan.rooms, own()):
-        weight(geometry, x, w, y, "outer")
+        weight(geometry, x, w, y, "dots")
 
 
 def _sum(contraction, geometry, source, w, out, bias, algorithm):
@@ -165,7 +165,7 @@ def preferred_product(geometry, dtype):
     p = problem(geometry)
     taps, pixels = prod(p.k), p.N * p.G * prod(p.y)
     costs = {
-        "outer": min(weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype))[0] * taps * pixels,
+        "outer": outer_tile(p, dtype)[0],
         "dots": dots_tile(p.K, p.C, taps, p.y, dtype)[0] * pixels,  # where channels would leave lanes empty
     }
     if is_winograd(geometry) and reaches_most_pixels(p):

@@ -42,9 +42,9 @@ from loopconv.tiled.tiles import (
     even,
     few_lanes,
     lanes,
+    outer_tile,
     row_lanes,
     together,
-    weight_tile,
     winograd_tile,
     winograd_weight_tile,
 )
@@ -460,35 +460,43 @@ def _pack_merged_weights(t, rows):
 
 def outer_plan(geometry, dtype):
     """The weight gradient by outer products of channels."""
-    p = problem(geometry)
-    x_layout, y_layout = forward_layout(p), dense_layout(p.y)
-    straight, crossed = weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype)
-    # crossed tiles write their results C * taps apart: 2.4 against 1.6 ms on 1024->256 1x1, 14x14
-    swapped = crossed[0] < 0.8 * straight[0]
-    _, rows, cols = crossed if swapped else straight
-    width, taps = cols * lanes(dtype), prod(p.k)
-    x = ("x", p.C, p.x, p.x_step, x_layout, x_layout.tap_offset, taps)
-    y = ("y", p.K, p.y, p.y_step, y_layout, np.zeros(taps, np.int64), p.C * taps)
-    a, b = (x, y) if swapped else (y, x)
-    # without gaps the pixels of an image are one long row
-    pixels = (1, 1, prod(p.y)) if x_layout.pitches[1:] == p.y[1:] else p.y
-    pieces = max(1, PIXELS_BYTES // ((rows + width) * dtype.itemsize))
-    piece = even(pixels[2], pieces)
-    a_blocks, b_blocks = -(-a[1] // rows), -(-b[1] // width)
-    group = even(a_blocks, TOTALS_BYTES // (taps * rows * width * dtype.itemsize))
-    units = p.G * b_blocks * -(-a_blocks // group)
-    parts = _parts(units, p.N * pixels[0] * pixels[1] * -(-pixels[2] // piece), geometry.macs)
+    _, rows, cols, contraction = outer_tile(problem(geometry), dtype)
+    t, n = task(geometry, contraction, dtype), lanes(dtype)
+    p, layout, (_, sizes, steps), width, taps = t.p, t.layout, t.result, cols * n, len(t.layout.tap_offset)
+    in_place = is_in_place(layout, t.source.sizes, t.source.steps)
+    # without gaps the pixels of a slice, or of an image, are one long row
+    Z, P, Q = sizes
+    if layout.pitches[1:] == sizes[1:]:
+        Z, P, Q = (1, 1, prod(sizes)) if steps[1] == P * Q else (Z, 1, P * Q)
+    pixels = max(1, PIXELS_BYTES // (width * dtype.itemsize))
+    piece = even(Q, pixels)
+    chunk = max(1, pixels // piece)
+    blocks, b_blocks = -(-t.C * taps // rows), -(-t.M // width)
+    group = even(blocks, TOTALS_BYTES // (rows * width * dtype.itemsize))
+    units = p.G * b_blocks * -(-blocks // group)
+    parts = _parts(units, p.N * Z * P * -(-Q // piece), geometry.macs)
+    channels, padding = np.arange(t.C)[:, None], (0, blocks * rows - t.C * taps)
+    a_rows = (channels * layout.channel + layout.tap_offset).reshape(-1)
+    w_rows = (channels * t.w_steps[2] + layout.tap_weight).reshape(-1)
+    a_group = t.C * layout.channel
     numbers = _tables(
-        [p.N, p.G, a[1], b[1], *pixels, taps, max(1, pieces // piece), piece, parts, group, p.G * p.K * p.C * taps,
-         p.K * p.C * taps, a[6], b[6], *_blocks(a[4]), *_blocks(b[4])],
-        np.concatenate([a[5], b[5]]),
+        [p.N, t.C * taps, t.M, Z, P, Q, chunk, piece, parts, group, prod(geometry.w_shape), *t.w_steps[:2],
+         p.G * a_group, a_group, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
+         p.G * t.M * steps[0], t.M * steps[0], *steps[:2]],
+        np.pad(a_rows, padding), np.pad(w_rows, padding),
     )  # fmt: skip
-    packs, rooms = _pack_both(p, dtype, (rows, "a", *a[:5]), (width, "b", *b[:5]))
+    pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
+    names = ("y", "x") if t.adjoint else ("x", "y")
     call = Stage(
-        compiled(make_weight, lanes(dtype), rows, cols), ("a", "b", "w" if parts == 1 else "partial"), numbers,
-        units * parts, geometry.macs, group * taps * rows * width,
+        compiled(make_weight, n, few_lanes(dtype), rows, cols, together(gcd(width, t.M))),
+        (names[0] if in_place else "buffer", names[1], "w" if parts == 1 else "partial"), numbers, units * parts,
+        geometry.macs, chunk * piece * width + group * rows * width,
     )  # fmt: skip
-    return _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
+    call = (call,) if in_place else (pack._replace(arrays=(names[0], "buffer")), call)
+    plan = _summed(Plan((), call, {}, rooms), geometry, parts)
+    # the adjoint multiplies zeros around y
+    tests = () if in_place or not t.adjoint else (_test_finite(geometry, dtype),)
+    return plan._replace(call=(*plan.call, *tests))
 
 
 class ProductLines(NamedTuple):
@@ -561,18 +569,22 @@ def dots_plan(geometry, dtype):
     layout = t.layout
     _, rows, cols = dots_tile(p.K, p.C, prod(p.k), p.y, dtype)
     pack, rooms, name = (), {}, "x"
-    if not is_in_place(layout, p.x, p.x_step):
+    blocks = -(-p.K // rows)
+    units = p.G * blocks * p.C
+    parts = _parts(units, p.N * p.y[0] * p.y[1], geometry.macs)
+    in_place = is_in_place(layout, p.x, p.x_step)
+    own = not in_place and blocks == parts == 1
+    if not (in_place or own):
         stage, rooms = _pack_source(t, 0)
         pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
-    units = p.G * -(-p.K // rows) * p.C
-    parts = _parts(units, p.N * p.y[0] * p.y[1], geometry.macs)
-    numbers = [
-        p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3],
-        *layout.tap_offset.tolist(),
-    ]  # fmt: skip
+    numbers = _tables(
+        [p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3]],
+        layout.tap_offset, _source_table(t),
+    )  # fmt: skip
     call = Stage(
-        compiled(make_dots, lanes(dtype), rows, cols), (name, "y", "w" if parts == 1 else "partial"),
-        np.array(numbers, np.int64), units * parts, geometry.macs,
+        compiled(make_dots, lanes(dtype), few_lanes(dtype), rows, cols, own),
+        (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts, geometry.macs,
+        -(-prod(p.k) // cols) * rows * cols * lanes(dtype) + own * layout.channel,
     )  # fmt: skip
     return _summed(Plan((), (*pack, call), {}, rooms), geometry, parts)
 

@@ -104,19 +104,24 @@ def tile_outer(typing, tile, a, i, step, b, j):
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, step_, b_, j_ = arguments
         rows = _address(context, builder, a, a_, i_)
-        vectors = [
-            _load(builder, builder.gep(_address(context, builder, b, b_, j_), [_INT64(n * tile.lanes)]), tile.vector)
-            for n in range(tile.cols)
-        ]
-        for m in range(tile.rows):
-            scalar = _load(builder, builder.gep(rows, [builder.mul(step_, _INT64(m))]), tile.dtype_ir)
-            row = _splat(builder, scalar, tile.vector)
-            for n in range(tile.cols):
-                at = m * tile.cols + n
-                acc = builder.insert_value(acc, _fma(builder, row, vectors[n], builder.extract_value(acc, at)), at)
-        return acc
+        places = [builder.gep(rows, [builder.mul(step_, _INT64(m))]) for m in range(tile.rows)]
+        return _outer(builder, tile, acc, places, _address(context, builder, b, b_, j_))
 
     return tile(tile, a, types.int64, types.int64, b, types.int64), codegen
+
+
+@intrinsic
+def tile_outer_at(typing, tile, a, i, offsets, t, b, j):
+    """tile[m, n, :] + a[i + offsets[t + m]] * b[j + n*lanes :][:lanes]."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, a_, i_, offsets_, t_, b_, j_ = arguments
+        begin = _address(context, builder, a, a_, i_)
+        shifts = _address(context, builder, offsets, offsets_, t_)
+        places = [builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(m)]))]) for m in range(tile.rows)]
+        return _outer(builder, tile, acc, places, _address(context, builder, b, b_, j_))
+
+    return tile(tile, a, types.int64, offsets, types.int64, b, types.int64), codegen
 
 
 @intrinsic
@@ -494,6 +499,21 @@ def pointer(typing, array, index):
 
 
 @intrinsic
+def tile_transpose(typing, tile):
+    """The tile of one column, whose rows are a multiple of the lanes, with rows and lanes exchanged."""
+    turned = Tile(tile.dtype, tile.lanes, tile.lanes, tile.rows // tile.lanes)
+
+    def codegen(context, builder, signature, arguments):
+        rows = [builder.extract_value(arguments[0], m) for m in range(tile.rows)]
+        acc = ir.Constant(context.get_value_type(turned), ir.Undefined)
+        for at, vector in enumerate(_riffle(builder, rows)):
+            acc = builder.insert_value(acc, vector, at)
+        return acc
+
+    return turned(tile), codegen
+
+
+@intrinsic
 def tile_spill(typing, tile):
     """The tile's numbers in memory, as a pointer to row-major rows x (cols * lanes), valid until the next spill."""
     kind = types.CPointer(tile.dtype)
@@ -514,6 +534,17 @@ def _address(context, builder, array_type, array, index):
     if isinstance(array_type, types.CPointer):
         return builder.gep(array, [index])
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _outer(builder, tile, acc, places, begin):
+    """The tile, and to it the numbers at `places` times the vectors from `begin` on."""
+    vectors = [_load(builder, builder.gep(begin, [_INT64(n * tile.lanes)]), tile.vector) for n in range(tile.cols)]
+    for m, place in enumerate(places):
+        row = _splat(builder, _load(builder, place, tile.dtype_ir), tile.vector)
+        for n in range(tile.cols):
+            at = m * tile.cols + n
+            acc = builder.insert_value(acc, _fma(builder, row, vectors[n], builder.extract_value(acc, at)), at)
+    return acc
 
 
 def _prefetch(builder, pointer, to_write, locality):

@@ -36,8 +36,13 @@ GATHERED_COPIES = 1 << 16
 # A call is cut into about this many units of work, so that threads can share them evenly.
 UNITS = 16
 
-# Bytes of A and B that the weight kernel goes through before it changes to the next tap, and of sums that it keeps.
-PIXELS_BYTES, TOTALS_BYTES = 24 << 10, 64 << 10
+# Bytes of B that the weight kernel goes through before it adds to its sums, and of sums that it keeps. In ms, with 24
+# and 96 KiB of B: 2.47 and 2.36 on 3->64 7x7, stride 2, 224x224, 0.50 and 0.48 on 16->96 1x1, 112x112.
+PIXELS_BYTES, TOTALS_BYTES = 96 << 10, 64 << 10
+
+# Cycles of the weight kernel for each number of B that it interleaves, and of the result: where they lie apart, and
+# where those of a vector follow each other; and those that a call takes longer than one of the kernel of dot products.
+INTERLEAVE, RESULT_APART, RESULT, OUTER_CALL = 0.3, 1, 0.3, 2000
 
 # Padded channels that the depthwise kernel copies before it goes through them: what was just written cannot be read yet
 # (0.150 against 0.158 ms on 144 channels, 5x5, stride 2, 56x56, and 0.111 against 0.120 on 672 of 14x14).
@@ -179,6 +184,8 @@ FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
 # 512->512 at 7x7 0.7 and 0.9, 8->8 at 128x128 0.9 and 1.0, dilation 2 256->256 at 28x28 1.7 and 1.6, stride 2 128->128
 # at 56x56 1.1 and 1.1; 4x4 stride 2 256->512 at 8x8, 16 images, 1.2 and 1.0; 1-D 3 taps 128->128 1.3 and 1.1.
 WINOGRAD_X, WINOGRAD_GRAD, WINOGRAD_WEIGHT_GRAD = 4.5, 3, 16
+# The same for each number of both arrays that is copied, in up to two phases of a row or in more.
+WINOGRAD_COPY, WINOGRAD_DEAL = 1, 5
 
 
 def winograd_tile(t, m, taps, tiles):
@@ -226,7 +233,9 @@ def winograd_weight_tile(p, taps, tiles, dtype):
     transforms = size * T * (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
     sums = tiles.sums * -(-channels // rows) * (_step(rows, cols) + 3 * rows * cols / chunk)
     results = size * T * parts * A * -(-B // n) * WINOGRAD_WEIGHT_GRAD * per_cycle()
-    cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results)
+    copies = p.N * (p.C * prod(p.x) + p.K * prod(p.y)) * per_cycle()
+    copies *= WINOGRAD_COPY if max(p.stride[2], p.dilation[2]) <= 2 else WINOGRAD_DEAL
+    cost = p.G * (-(-A // channels) * -(-B // (cols * n)) * count * (sums + transforms) + results + copies)
     return cost, rows, cols, channels, swapped, chunk, parts
 
 
@@ -236,7 +245,7 @@ def per_cycle():
 
 
 def weight_tile(MA, MB, dtype):
-    """(cost, rows, cols) for the weight kernel with MA channels broadcast and MB in vectors."""
+    """(cost, rows, cols) for outer products with MA channels broadcast and MB in vectors."""
 
     def cost(tile):
         rows, cols = tile
@@ -247,20 +256,40 @@ def weight_tile(MA, MB, dtype):
     return cost(best), *best
 
 
-# What a step of dot products costs more where the pixels of a channel are not in the first-level cache: 68 ms, against
-# 32 ms for outer products, on 32->32 3x3x3, 32x32x32.
-FAR_DOTS = 1.6
+def outer_tile(p, dtype):
+    """(cost of the whole weight gradient, rows, cols, contraction) for the kernel of outer products.
+
+    Its A and B are those of the forward sum, or of an adjoint of stride 1: then channels of x are in vectors.
+    """
+    taps = prod(p.k)
+
+    def cost(A, B, pixels, contraction, result):
+        sums, rows, cols = weight_tile(A * taps, B, dtype)
+        blocks, width = -(-A * taps // rows), cols * lanes(dtype)
+        groups = -(-blocks * rows * width * np.dtype(dtype).itemsize // TOTALS_BYTES)
+        pixels = p.N * p.G * prod(pixels)
+        others = (groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result + OUTER_CALL) * per_cycle()
+        return sums * pixels + others, even(A * taps, rows), cols, contraction
+
+    straight = cost(p.C, p.K, p.y, "forward", RESULT_APART)
+    if max(p.stride) > 1 or 0 in p.x:
+        return straight
+    return min(straight, cost(p.K, p.C, p.x, "adjoint", RESULT if taps == 1 else 2 * RESULT_APART))
+
+
+# What a line of pixels costs a tile of dot products besides its sums, in cycles. Times predicted for 25 geometries were
+# 0.6 to 1.05 of those measured, and for outer products 0.6 to 1.0.
+DOTS_LINE = 25
 
 
 def dots_tile(K, C, taps, sizes, dtype):
-    """(cost, rows, cols) for the kernel of dot products along rows; cost as of `weight_tile` x taps."""
-    Q, is_far = sizes[-1], prod(sizes) * np.dtype(dtype).itemsize > PANEL_BYTES
-    n, room, loads = lanes(dtype), registers() - 2, 1 if vector_bytes() == 64 else 1.6
+    """(cost for each pixel, rows, cols) for the kernel of dot products along rows."""
+    n, Q, room, loads = lanes(dtype), sizes[-1], registers() - 2, 1 if vector_bytes() == 64 else 1.6
 
     def cost(tile):
         rows, cols = tile
-        step = (max(rows * cols, loads * (rows + cols), 8) + 2) * (FAR_DOTS if is_far else 1)
-        return -(-K // rows) * C * -(-taps // cols) * step * -(-Q // n) / Q
+        step = max(rows * cols, loads * (rows + cols), 8) + 2
+        return -(-K // rows) * C * -(-taps // cols) * (step * -(-Q // n) + DOTS_LINE * per_cycle()) / Q
 
     fitting = [
         (rows, cols)

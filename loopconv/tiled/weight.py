@@ -1,90 +1,128 @@
 """The weight contraction as tiles of outer products over pixels."""
 
-from loopconv.tiled.simd import pointer, tile_load, tile_outer, tile_store, tile_zeros
+from loopconv.tiled.pack import interleave
+from loopconv.tiled.simd import pointer, tile_load, tile_outer_at, tile_store, tile_zeros
 
 
-def make_weight(lanes, rows, cols):
-    """The weight kernel with a tile of `rows` channels of A x `cols` vectors of channels of B.
+def make_weight(lanes, few_lanes, rows, cols, together):
+    """The weight kernel with a tile of `rows` (channel, tap) of A x `cols` vectors of channels of B.
 
-    A and B are y and x, or x and y: the one whose channels fill vectors better is B. Both are packed as
-    (image, group, block of channels, position, channel in the block).
+    A and B are source and result of the forward sum, x and y, or of the adjoint, y and x. A lies in planes, which
+    serve all taps; what a tile needs of B is interleaved, `together` channels at a time.
     """
     width, size = cols * lanes, rows * cols * lanes
 
     def weight(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (group, some blocks of A, block of B, part of the
+        """Compute the units of work first .. last-1; a unit is (group, some blocks of rows, block of B, part of the
         pixels).
 
         Each part has a result of its own in `w` (part, group, K, C, taps). Pixels are summed piece by piece of a
-        row, `chunk` pieces before the next tap, so that they stay in the first-level cache for all taps and
-        all blocks of A; meanwhile the scratch has the sums (block of A, tap, tile).
+        row, `chunk` pieces before the next, so that those of B stay in the second-level cache for all rows; the scratch
+        has them (pixel, channel), and the sums (row, channel). Tables in `plan`: where each row of a group begins in A,
+        and in `w`.
         """
         a, b, w = arrays
-        N, G, MA, MB, Z, P, Q, taps = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7]
-        chunk, piece, parts, group = plan[8], plan[9], plan[10], plan[11]
-        w_part, w_group, w_a, w_b = plan[12], plan[13], plan[14], plan[15]
-        a_block, a_slice, a_row, b_block, b_slice, b_row = plan[16], plan[17], plan[18], plan[19], plan[20], plan[21]
-        tap_a, tap_b = pointer(plan, plan[22]), pointer(plan, plan[22] + taps)
+        N, MA, MB, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
+        chunk, piece, parts, group = plan[6], plan[7], plan[8], plan[9]
+        w_part, w_group, w_b = plan[10], plan[11], plan[12]
+        a_image, a_group, a_slice, a_row = plan[13], plan[14], plan[15], plan[16]
+        b_image, b_group, b_channel, b_slice = plan[17], plan[18], plan[19], plan[20]
+        a_table, w_table = plan[21], pointer(plan, plan[22])
         a_blocks, b_blocks = (MA + rows - 1) // rows, (MB + width - 1) // width
         groups, pieces = (a_blocks + group - 1) // group, (Q + piece - 1) // piece
-        lines = Z * P * pieces
+        sums, inside = chunk * piece * width, P * pieces
+        if MB % width:  # channels past the last are zeros
+            for i in range(sums):
+                scratch[i] = 0
         for unit in range(first, last):
             part, jb = unit % parts, unit // parts % b_blocks
             ja0 = unit // (parts * b_blocks) % groups * group
             ja1 = min(ja0 + group, a_blocks)
-            g = unit // (parts * b_blocks * groups)
-            line0, stop = N * lines * part // parts, N * lines * (part + 1) // parts
-            for from_ in range(line0, stop, chunk):
+            g, here = unit // (parts * b_blocks * groups), min(width, MB - jb * width)
+            begin, stop = N * Z * inside * part // parts, N * Z * inside * (part + 1) // parts
+            for from_ in range(begin, stop, chunk):
+                to = min(from_ + chunk, stop)
+                line, j = from_, 0
+                while line < to:  # the pieces of a slice follow each other
+                    n, z, i = line // (Z * inside), line // inside % Z, line % inside
+                    line += min(inside - i, to - line)
+                    start, end = i // pieces * Q + i % pieces * piece, P * Q
+                    if line % inside:
+                        end = line % inside // pieces * Q + line % inside % pieces * piece
+                    at, count = n * b_image + g * b_group + z * b_slice + start, end - start
+                    for c in range(0, here, together):
+                        source = pointer(b, at + (jb * width + c) * b_channel)
+                        target = pointer(scratch, j + c)
+                        interleave(source, b_channel, 1, count, count, target, width, together, few_lanes)
+                    j += count * width
+                n0, z0 = from_ // (Z * inside), from_ // inside % Z
+                p0, q0 = from_ % inside // pieces, from_ % pieces
                 for ja in range(ja0, ja1):
-                    for t in range(taps):
-                        at = ((ja - ja0) * taps + t) * size
-                        if from_ == line0:
-                            acc = tile_zeros(a, lanes, rows, cols)
-                        else:
-                            acc = tile_load(scratch, at, width, lanes, lanes, rows, cols)
-                        n, z, p, q = from_ // lines, from_ % lines // (P * pieces), from_ // pieces % P, from_ % pieces
-                        for _ in range(from_, min(from_ + chunk, stop)):
-                            i = ((n * G + g) * a_blocks + ja) * a_block + z * a_slice + p * a_row + tap_a[t]
-                            j = ((n * G + g) * b_blocks + jb) * b_block + z * b_slice + p * b_row + tap_b[t]
-                            i, j = (i + q * piece) * rows, (j + q * piece) * width
-                            for _ in range(min(piece, Q - q * piece)):
-                                acc = tile_outer(acc, a, i, 1, b, j)
-                                i += rows
-                                j += width
-                            q += 1
-                            if q == pieces:
-                                q = 0
-                                p += 1
-                                if p == P:
-                                    p = 0
-                                    z += 1
-                                    if z == Z:
-                                        z = 0
-                                        n += 1
-                        tile_store(acc, scratch, at, width, lanes)
-            for ja in range(ja0, ja1):
-                total = pointer(scratch, (ja - ja0) * taps * size)
-                target = pointer(w, part * w_part + g * w_group + ja * rows * w_a + jb * width * w_b)
-                for m in range(min(rows, MA - ja * rows)):
-                    if w_b == 1:
-                        for i in range(min(width, MB - jb * width)):
-                            target[m * w_a + i] = total[m * width + i]
+                    total = sums + (ja - ja0) * size
+                    if from_ == begin:
+                        acc = tile_zeros(b, lanes, rows, cols)
                     else:
-                        for i in range(min(width, MB - jb * width)):
-                            for t in range(taps):
-                                target[m * w_a + i * w_b + t] = total[t * size + m * width + i]
+                        acc = tile_load(scratch, total, width, lanes, lanes, rows, cols)
+                    n, z, p, q, j = n0, z0, p0, q0, 0
+                    for _ in range(from_, to):
+                        i = n * a_image + g * a_group + z * a_slice + p * a_row + q * piece
+                        for _ in range(min(piece, Q - q * piece)):
+                            acc = tile_outer_at(acc, a, i, plan, a_table + ja * rows, scratch, j)
+                            i += 1
+                            j += width
+                        q += 1
+                        if q == pieces:
+                            q = 0
+                            p += 1
+                            if p == P:
+                                p = 0
+                                z += 1
+                                if z == Z:
+                                    z = 0
+                                    n += 1
+                    tile_store(acc, scratch, total, width, lanes)
+            for ja in range(ja0, ja1):
+                total = pointer(scratch, sums + (ja - ja0) * size)
+                target = pointer(w, part * w_part + g * w_group + jb * width * w_b)
+                row, count = pointer(w_table, ja * rows), min(rows, MA - ja * rows)
+                if w_b == 1 and here == width:
+                    for m in range(count):
+                        tile_store(tile_load(total, m * width, 0, lanes, lanes, 1, cols), target, row[m], 0, lanes)
+                elif w_b == 1:
+                    for m in range(count):
+                        for i in range(here):
+                            target[row[m] + i] = total[m * width + i]
+                elif row[count - 1] == row[0] + count - 1:
+                    for i in range(here):
+                        for m in range(count):
+                            target[row[0] + i * w_b + m] = total[m * width + i]
+                else:
+                    for m in range(count):
+                        for i in range(here):
+                            target[row[m] + i * w_b] = total[m * width + i]
         return 0
 
     return weight
+
+
+# Elements whose parts are added up together, so that they are written once.
+SUMS = 1024
 
 
 def add_up(arrays, scratch, plan, first, last):
     """w = the sum over the parts, one after the other, of partial (parts, elements of w)."""
     partial, w = arrays
     parts, size = plan[0], plan[1]
-    for part in range(parts):
-        for i in range(first, last):
-            w[i] = partial[part * size + i] if part == 0 else w[i] + partial[part * size + i]
+    for begin in range(first, last, SUMS):
+        target, count = pointer(w, begin), min(SUMS, last - begin)
+        for part in range(parts):
+            source = pointer(partial, part * size + begin)
+            if part == 0:
+                for i in range(count):
+                    target[i] = source[i]
+            else:
+                for i in range(count):
+                    target[i] += source[i]
     return 0
 
 
