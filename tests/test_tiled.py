@@ -1381,7 +1381,7 @@ def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
 
 
 def test_names_on_disk_change_with_the_sources():
-    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 3, 3, False)
+    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 1, 3, 3, False)
     names = [build._cache._cache_file._index_name for build in (kernel.serial, launch.compiled_spread())]
     assert all(source_hash() in name for name in names)
     assert ["serial" in names[0], "parallel" in names[1]] == [True, True]
@@ -1773,8 +1773,8 @@ def test_kernels_of_other_sizes_have_other_names():
     names = [
         launch.compiled(make, *sizes).serial.py_func.__qualname__
         for make, sizes in (
-            (plans.make_dots, (8, 8, 3, 3, False)),
-            (plans.make_dots, (8, 8, 5, 2, True)),
+            (plans.make_dots, (8, 8, 1, 3, 3, False)),
+            (plans.make_dots, (8, 8, 1, 5, 2, True)),
             (plans.make_winograd, (2, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd, (4, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, False)),

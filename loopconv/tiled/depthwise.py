@@ -3,7 +3,7 @@
 from numba.extending import register_jitable
 
 from loopconv.loops.compile import named
-from loopconv.tiled.pack import pack_channel
+from loopconv.tiled.pack import make_pack_channel
 from loopconv.tiled.simd import (
     pointer,
     tile_add,
@@ -44,13 +44,13 @@ def make_write(lanes, rows, cols):
     return write
 
 
-def make_depthwise(lanes, row_lanes, rows, cols, F):
+def make_depthwise(lanes, row_lanes, every, rows, cols, F):
     """The kernel with a tile of `rows` rows of pixels x `cols` vectors, for `F` phases of the result at a time.
 
     The source is copied by vectors of `row_lanes`, as rows may be short. Of two phases pixels alternate in the output;
     their tiles have one column.
     """
-    width = cols * lanes
+    width, pack_channel = cols * lanes, make_pack_channel(row_lanes, every)
     summed, write = make_summed(lanes, rows, cols), make_write(lanes, rows, cols)
 
     def depthwise(arrays, scratch, plan, first, last):
@@ -68,7 +68,7 @@ def make_depthwise(lanes, row_lanes, rows, cols, F):
             k, place = unit % channels, (unit - first) % together
             if place == 0:
                 for number in range(min(together, last - unit)):
-                    pack_channel(x, scratch, plan, source, unit + number, number * size, row_lanes)
+                    pack_channel(x, scratch, plan, source, unit + number, number * size)
             # how far vectors may run over the end of a row: into what is written next
             over = out_channel if is_dense and unit + 1 < last else 0
             for phase in range(0, phases, F):

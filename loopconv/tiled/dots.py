@@ -1,17 +1,17 @@
 """The weight contraction as tiles of dot products along rows of pixels: for few channels, where outer products of
 channels would leave lanes empty."""
 
-from loopconv.tiled.pack import pack_channel
+from loopconv.tiled.pack import make_pack_channel
 from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_zeros
 
 
-def make_dots(lanes, few_lanes, rows, cols, own):
+def make_dots(lanes, few_lanes, every, rows, cols, own):
     """The kernel with a tile of `rows` channels of y x `cols` taps, each a vector of partial sums.
 
     Where each channel of x serves one unit only, this makes its `own` padded copy, which stays in the second-level
     cache; else x may be such copies.
     """
-    size = rows * cols * lanes
+    size, pack_channel = rows * cols * lanes, make_pack_channel(few_lanes, every)
 
     def dots(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, block of y's channels, channel of x, part).
@@ -39,7 +39,7 @@ def make_dots(lanes, few_lanes, rows, cols, own):
                 n = line // lines
                 stop = min(end, (n + 1) * lines)
                 if own:
-                    pack_channel(x, scratch, plan, source, (n * G + g) * C + c, copy, few_lanes)
+                    pack_channel(x, scratch, plan, source, (n * G + g) * C + c, copy)
                     plane = pointer(scratch, copy)
                 else:
                     plane = pointer(x, ((n * G + g) * C + c) * channel)

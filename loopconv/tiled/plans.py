@@ -344,7 +344,7 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
-    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), rows, cols, F)
+    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), _every(t), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
@@ -392,8 +392,16 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype))
+    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), _every(t))
     return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
+
+
+def _every(t):
+    """Which pixels of a row of the source are read together, for `packers.make_pack_channel`."""
+    if is_in_place(t.layout, t.source.sizes, t.source.steps):
+        return 1
+    every = t.layout.source[:, 5].max(initial=1).item()
+    return every if every <= 2 else 0
 
 
 def _source_table(t):
@@ -582,7 +590,7 @@ def dots_plan(geometry, dtype):
         layout.tap_offset, _source_table(t),
     )  # fmt: skip
     call = Stage(
-        compiled(make_dots, lanes(dtype), few_lanes(dtype), rows, cols, own),
+        compiled(make_dots, lanes(dtype), few_lanes(dtype), _every(t), rows, cols, own),
         (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts, geometry.macs,
         -(-prod(p.k) // cols) * rows * cols * lanes(dtype) + own * layout.channel,
     )  # fmt: skip
