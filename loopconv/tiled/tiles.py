@@ -11,8 +11,8 @@ from loopconv.tiled.panels import copies_of_a_part
 from loopconv.tiled.simd import sides
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
-# accumulators, cols vectors and one broadcast. On 64->64 3x3, 56x56, AVX-512 with a peak of 115 GFLOP/s, before there
-# were panels: 49, 88, 100, 102, 98, 98, 95, 90 and 71 GFLOP/s in this order, padded work not counted; (1, 8) is bound
+# accumulators, cols vectors and one broadcast. On 64->64 3x3, 56x56, AVX-512 with a peak of 118 GFLOP/s, without
+# panels: 59, 99, 101, 103, 105, 104, 105, 105, 104 and 105 GFLOP/s in this order, padded work counted; (1, 8) is bound
 # by its loads. On 64->48, 9 taps, AVX2 with a peak of 89: 52, 74, 79, 82, 79, 85 and 71; (12, 1), at 39, does not fit.
 TILES = {
     32: ((1, 8), (2, 8), (3, 6), (4, 5), (6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (24, 1)),
@@ -169,10 +169,11 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 
 
 # Cycles of Winograd's transforms of a vector of tiles: for each one of the inputs, for each of its numbers, and of the
-# results'; for each pixel of results that lie two or more apart; and for each number of a kernel, beyond what weights
-# of the direct kernel take. Fitted to 43 geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to
-# three axes: the times of 'direct' over those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard
-# deviation of 7 %.
+# results'; for each pixel of results that lie two or more apart; and, in plain calls, for each number of a kernel and
+# lane left empty beside it, beyond what weights of the direct kernel take (3x3, predicted and measured: 512->512, 7x7
+# 1.3 and 1.5, 14x14 1.6 and 1.4, 256->256, 14x14 1.6 and 1.4, 384->384, 6x6 1.0 and 1.2). The others fitted to 43
+# geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three axes: the times of 'direct' over
+# those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT = 0.6

@@ -28,8 +28,8 @@ from loopconv.tiled.simd import (
     tile_zeros,
 )
 
-# How far ahead weights are asked for: 256->256, 14x14, 1.56 -> 1.33 ms with a tile of (12, 2); but 1.41 -> 1.67 with
-# (24, 1).
+# How far ahead weights are asked for: 256->256, 14x14, 1.56 -> 1.33 ms with a tile of (12, 2), 1.7 -> 1.5 with (16, 1);
+# but 1.41 -> 1.67 with (24, 1).
 AHEAD = 2048
 
 
