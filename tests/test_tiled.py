@@ -1782,7 +1782,7 @@ def test_kernels_of_other_sizes_have_other_names():
         )
     ]
     assert len(set(names)) == 6
-    assert "dots_8_8_3_3_False_serial" in names[0]
+    assert "dots_8_8_1_3_3_False_serial" in names[0]
 
 
 @pytest.mark.parametrize(("m", "taps"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])
