@@ -4,13 +4,18 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
+from numba import types
 
 import loopconv
 from loopconv import threads
+from loopconv.loops.compile import built, jit
+from loopconv.tiled import team
 
 RNG = np.random.default_rng(5)
 X, W = RNG.standard_normal((2, 16, 48, 48)), RNG.standard_normal((16, 16, 3, 3))  # enough work for the threads
@@ -225,3 +230,112 @@ POOL = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_pool_of_forked_workers():
     assert run(POOL, NUMBA_NUM_THREADS="2") == "[True, True, True, True]"
+
+
+# ------------------------------------------------------------------------------- the threads of the tiled kernels
+
+
+def make_count():
+    def count(arrays, scratch, plan, first, last):
+        """Add one to each unit's number, after work that takes some time; the units."""
+        for unit in range(first, last):
+            for i in range(plan[0]):
+                scratch[i % scratch.size] += i
+            arrays[0][unit] += 1
+            arrays[1][unit] = scratch[0]
+        return last - first
+
+    return count
+
+
+@cache
+def counting():
+    array, words = types.Array(types.float64, 1, "C"), team.WORDS
+    return built(jit(make_count()), (types.UniTuple(array, 2), array, words, types.int64, types.int64))
+
+
+def counted(a_team, workers, units, effort=300):
+    """How often each unit was done, after a look at what the kernels said."""
+    done = np.zeros((2, units))
+    scratches, plan = np.zeros((workers, 16)), np.array([effort])
+    said = a_team.run(counting().address, (done[0], done[1]), scratches, plan, units)
+    assert said == units
+    return done[0]
+
+
+@pytest.fixture
+def a_team():
+    a_team = team.Team()
+    yield a_team
+    a_team.dismiss()
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_each_unit_is_done_once(a_team, workers):
+    for units in (workers, 4 * workers - 1, 4 * workers, 100):
+        for _ in range(50):
+            assert (counted(a_team, workers, units) == 1).all()
+
+
+def test_a_job_for_fewer_and_for_more_threads(a_team):
+    for workers in (3, 2, 5, 2):
+        assert (counted(a_team, workers, 40, 10_000) == 1).all()
+    assert len(a_team.members) == 4
+
+
+def test_members_do_their_share(a_team):
+    if processors() < 2:
+        pytest.skip("needs two processors")
+    scratches = np.zeros((2, 16))
+    while not scratches.any(axis=1).all():
+        done = np.zeros((2, 64))
+        assert a_team.run(counting().address, tuple(done), scratches, np.array([200_000]), 64) == 64
+        assert (done[0] == 1).all()
+
+
+def test_nobody_waits_for_a_member_that_does_not_come(a_team, monkeypatch):
+    monkeypatch.setattr(team.Member, "start", lambda self: None)
+    monkeypatch.setattr(team.Member, "join", lambda self: None)
+    for workers in (2, 4):
+        assert (counted(a_team, workers, 20) == 1).all()
+
+
+def test_where_no_more_threads_may_start(a_team, monkeypatch):
+    def start(member):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team.Member, "start", start)
+    for _ in range(2):
+        assert (counted(a_team, 4, 20) == 1).all()
+    assert a_team.members == []
+
+
+@pytest.mark.skipif(team.current_processor is None, reason="threads cannot be kept off a processor here")
+def test_a_member_does_not_wake_on_the_processor_of_the_caller(a_team):
+    if processors() < 2:
+        pytest.skip("needs two processors")
+    before = os.sched_getaffinity(0)
+    counted(a_team, 2, 8)
+    (member,) = a_team.members
+    try:
+        for processor in sorted(before)[:2]:
+            os.sched_setaffinity(0, {processor})
+            while not member.is_asleep:
+                time.sleep(0.001)
+            counted(a_team, 2, 8)
+            assert os.sched_getaffinity(member.native_id) == before - {processor}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+EXIT = """
+    import numpy as np, loopconv
+
+    x, w = np.ones((1, 16, 60, 60)), np.ones((16, 16, 3, 3))
+    assert (loopconv.conv(x, w) == 144).all()
+    print("ends while a member may still look for work")
+"""
+
+
+def test_members_end_with_the_process():
+    assert run(EXIT, LOOPCONV_NUM_THREADS="2").startswith("ends")

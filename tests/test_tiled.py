@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -28,7 +27,7 @@ from helpers import assert_within, literal, random_array, random_integers, unwri
 import loopconv
 from loopconv import bench, geometry, registry
 from loopconv.cases import CASES
-from loopconv.loops.compile import jit, source_hash
+from loopconv.loops.compile import ForgivingCache, jit, source_hash
 from loopconv.tiled import driver, launch, panels, plans, prepared, simd, tiles, workspace
 from loopconv.tiled.layout import adjoint_layout, merged_layout, problem
 
@@ -1315,7 +1314,7 @@ def _forked_children():
         return (plan(x) == 144).all()
 
     assert right()
-    launch._all_threads.acquire()  # as if another Python thread were in a kernel
+    launch.team.is_free.acquire()  # as if another Python thread were in a kernel
     children = []
     for _ in range(2):
         child = os.fork()
@@ -1326,7 +1325,7 @@ def _forked_children():
                 code = 0 if right() else 2
             os._exit(code)
         children.append(child)
-    launch._all_threads.release()
+    launch.team.is_free.release()
     assert right()
     print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 
@@ -1342,32 +1341,35 @@ def test_while_another_call_has_all_threads(force, monkeypatch):
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
     monkeypatch.setattr(loopconv.threads, "get_num_threads", lambda: 2)
     contraction, g = THREADED["direct"]
-    with launch._all_threads:
+    with launch.team.is_free:
         check(contraction, g, FLOAT32, "direct")
     monkeypatch.setattr(workspace.Workspace, "room", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         check(contraction, g, FLOAT32, "direct")
-    assert launch._all_threads.acquire(blocking=False)
-    launch._all_threads.release()
+    assert not launch.team.is_free.locked()
 
 
 # ---------------------------------------------------------------------------------------- the disk cache
 
 
 def _count_builds():
-    """Prints how many builds of kernels, and of what spreads them, came from the disk, and how many were made."""
+    """Prints how many builds of kernels, and of what threads share, came from the disk, and how many were made."""
+    from_disk, load = [], ForgivingCache.load_overload
+
+    def counting(self, sig, target_context):
+        build = load(self, sig, target_context)
+        from_disk.append(build is not None)
+        return build
+
+    ForgivingCache.load_overload = counting
     _two_threads()
     g = geometry.conv((1, 2, 20, 20), (3, 2, 3, 3), padding=1)
-    stats = [launch.compiled_spread().stats]
     for contraction, algorithm in (("forward", "direct"), ("forward", "winograd2"), ("weight", "winograd2")):
         check(contraction, g, FLOAT32, algorithm)
-        weight = driver.weight_plan(g, FLOAT32, algorithm) if contraction == "weight" else None
-        plan = weight or driver.sum_plan(contraction, g, FLOAT32, algorithm)
-        stats += [stage.kernel.serial.stats for stage in (*plan.prepare, *plan.call)]
-    print(json.dumps([sum(sum(getattr(of, name).values()) for of in stats) for name in ("cache_hits", "cache_misses")]))
+    print(json.dumps([from_disk.count(True), from_disk.count(False)]))
 
 
-def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
+def test_a_second_process_loads_kernels_and_what_threads_share(two_threads, tmp_path):
     """Also those that call other functions, which a pickle would not know again."""
     counts = []
     for _ in range(2):
@@ -1382,9 +1384,7 @@ def test_a_second_process_loads_kernels_and_their_spread(two_threads, tmp_path):
 
 def test_names_on_disk_change_with_the_sources():
     kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 1, 3, 3, False)
-    names = [build._cache._cache_file._index_name for build in (kernel.serial, launch.compiled_spread())]
-    assert all(source_hash() in name for name in names)
-    assert ["serial" in names[0], "parallel" in names[1]] == [True, True]
+    assert source_hash() in kernel.serial._cache._cache_file._index_name
 
 
 def test_tiles_of_other_sizes_are_other_entries(monkeypatch, tmp_path):
@@ -1744,28 +1744,6 @@ def test_prefetch_of_what_is_not_there():
     array = np.ones(3, FLOAT32)
     for index in (0, 3, -1, 1 << 40, -(1 << 40)):
         assert operation(make_prefetch)(array, index) == 1
-
-
-def make_take():
-    def take(counter, out):
-        for i in range(out.size):
-            out[i] = simd.next_number(counter)
-
-    return take
-
-
-def test_each_number_is_given_once():
-    counter, outs = np.array([5, 77]), [np.empty(100_000, np.int64) for _ in range(2)]
-    take = operation(make_take)
-    take(counter, outs[0][:3])
-    assert (outs[0][:3].tolist(), counter.tolist()) == ([5, 6, 7], [8, 77])
-    workers = [threading.Thread(target=take, args=(counter, out)) for out in outs]  # without the GIL, at the same time
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert np.array_equal(np.sort(np.concatenate(outs)), np.arange(8, 200_008))
-    assert counter.tolist() == [200_008, 77]
 
 
 def test_kernels_of_other_sizes_have_other_names():

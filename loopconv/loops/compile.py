@@ -5,6 +5,7 @@ import hashlib
 import types
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numba
 from numba.core.caching import FunctionCache
@@ -41,6 +42,29 @@ def jit(function, *, parallel=False, fastmath=False):
     with contextlib.suppress(RuntimeError, OSError, AttributeError):
         compiled._cache = ForgivingCache(renamed)
     return compiled
+
+
+class Build(NamedTuple):
+    """A function's machine code for one signature.
+
+    Attributes
+    ----------
+    run : callable
+        Runs it on the calling thread. Numba's dispatcher, which looks at the types of all arguments first, takes 0.9 us
+        where this takes 0.5.
+    address : int
+        Where it is, for code that calls it.
+    """
+
+    run: Any
+    address: int
+
+
+def built(compiled, signature):
+    """What `jit` gave, built for a signature."""
+    run = compiled.compile(signature)
+    build = compiled.overloads[signature]
+    return Build(run, build.library.get_pointer_to_function(build.fndesc.llvm_func_name))
 
 
 def named(*sizes):

@@ -450,17 +450,6 @@ def tile_transform(typing, tile, m, R, S, name):
 
 
 @intrinsic
-def next_number(typing, counter):
-    """counter[0], which is one more afterwards; each number is given once, whichever threads ask."""
-
-    def codegen(context, builder, signature, arguments):
-        place = _address(context, builder, counter, arguments[0], _INT64(0))
-        return builder.atomic_rmw("add", place, _INT64(1), "monotonic")
-
-    return types.int64(counter), codegen
-
-
-@intrinsic
 def prefetch(typing, array, index):
     """Have array[index] brought into the second-level cache; it need not be there."""
 
