@@ -50,9 +50,9 @@ def stages(make, prepared=False, tile=None):
     x, w, y, bias = arrays()
     given = {"source": x.reshape(-1), "w": w.reshape(-1), "out": y.reshape(-1), "bias": bias}
     workspace, rooms = Workspace(None), plan.kept | plan.rooms
-    run(plan.prepare, given, rooms, workspace)
+    run(plan.prepare, given, rooms, workspace, GEOMETRY.macs)
     todo = plan.call if prepared else (*plan.prepare, *plan.call)
-    return lambda: run(todo, given, rooms, workspace)
+    return lambda: run(todo, given, rooms, workspace, GEOMETRY.macs)
 
 
 def rungs():

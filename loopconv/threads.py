@@ -88,12 +88,14 @@ def _processors():
     return os.cpu_count() or 1
 
 
-# Below this many multiply-adds, waking a thread (up to 100 us if it sleeps, 4 if it does not) costs more than it saves.
-SHARED_MACS = 5_000_000
+# Calls of fewer multiply-adds are not worth sharing even with threads that are awake, or not worth waking one for: that
+# takes the caller up to 40 us, and the thread 100.
+SHARED_MACS = 1_000_000
+WAKING_MACS = 5_000_000
 
 
 def worth(macs: int) -> int:
-    """How many threads are worth waking for so many multiply-adds."""
+    """How many threads may share work of so many multiply-adds."""
     return get_num_threads() if macs >= SHARED_MACS and not _forked else 1
 
 

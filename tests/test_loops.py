@@ -138,6 +138,7 @@ def test_any_number_of_threads_gives_the_same_bits(threaded, contraction, g, thr
     ready(threaded)
     assert g.macs >= registry.PARALLEL_MACS
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
+    monkeypatch.setattr(loopconv.threads, "WAKING_MACS", 0)
     run, result = registry.select(contraction, threaded, g, np.float32), RESULT[contraction]
     arrays = operands(g, np.float32)
     bits = []

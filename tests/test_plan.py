@@ -89,6 +89,7 @@ def test_weights_and_bias_are_copied():
 @pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
 def test_nothing_is_allocated(algorithm, threads, monkeypatch):
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
+    monkeypatch.setattr(loopconv.threads, "WAKING_MACS", 0)
     monkeypatch.setattr(loopconv.threads, "_requested", threads)
     x, w = random_array((1, 16, 40, 40), "float32", 0), random_array((16, 16, 3, 3), "float32", 1)
     plan = loopconv.plan_conv(w, input_shape=x.shape, padding=1, algorithm=algorithm)

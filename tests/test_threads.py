@@ -7,6 +7,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -254,13 +255,15 @@ def counting():
     return built(jit(make_count()), (types.UniTuple(array, 2), array, words, types.int64, types.int64))
 
 
-def counted(a_team, workers, units, effort=300):
-    """How often each unit was done, after a look at what the kernels said."""
+def counted(a_team, workers, units, effort=300, work=10**9):
+    """How often each unit of a job was done, after a look at what the kernels said, and which threads did some."""
     done = np.zeros((2, units))
-    scratches, plan = np.zeros((workers, 16)), np.array([effort])
-    said = a_team.run(counting().address, (done[0], done[1]), scratches, plan, units)
+    with mock.patch.object(threads, "get_num_threads", return_value=workers):
+        scratches = np.zeros((a_team.gather(work), 16))
+    said = a_team.run(counting().address, tuple(done), scratches, np.array([effort]), units)
+    a_team.leave()
     assert said == units
-    return done[0]
+    return done[0], scratches.any(axis=1)
 
 
 @pytest.fixture
@@ -272,32 +275,42 @@ def a_team():
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_each_unit_is_done_once(a_team, workers):
-    for units in (workers, 4 * workers - 1, 4 * workers, 100):
+    for units in (1, workers, 4 * workers - 1, 4 * workers, 100):
         for _ in range(50):
-            assert (counted(a_team, workers, units) == 1).all()
+            done, _ = counted(a_team, workers, units)
+            assert (done == 1).all()
 
 
 def test_a_job_for_fewer_and_for_more_threads(a_team):
     for workers in (3, 2, 5, 2):
-        assert (counted(a_team, workers, 40, 10_000) == 1).all()
+        assert (counted(a_team, workers, 40, 10_000)[0] == 1).all()
     assert len(a_team.members) == 4
 
 
+@pytest.mark.skipif(processors() < 2, reason="needs two processors")
 def test_members_do_their_share(a_team):
-    if processors() < 2:
-        pytest.skip("needs two processors")
-    scratches = np.zeros((2, 16))
-    while not scratches.any(axis=1).all():
-        done = np.zeros((2, 64))
-        assert a_team.run(counting().address, tuple(done), scratches, np.array([200_000]), 64) == 64
-        assert (done[0] == 1).all()
+    shares = [counted(a_team, 2, 64, 200_000)[1] for _ in range(50)]
+    assert np.any(shares, axis=0).all()
+
+
+def test_small_work_wakes_nobody(a_team):
+    counted(a_team, 2, 8)
+    (member,) = a_team.members
+    while not member.is_asleep:
+        time.sleep(0.001)
+    with mock.patch.object(threads, "get_num_threads", return_value=2):
+        assert a_team.gather(threads.WAKING_MACS - 1) == 1
+        assert member.is_asleep
+        assert a_team.gather(threads.WAKING_MACS) == 2
+        assert not member.is_asleep
+        a_team.leave()
 
 
 def test_nobody_waits_for_a_member_that_does_not_come(a_team, monkeypatch):
     monkeypatch.setattr(team.Member, "start", lambda self: None)
     monkeypatch.setattr(team.Member, "join", lambda self: None)
     for workers in (2, 4):
-        assert (counted(a_team, workers, 20) == 1).all()
+        assert (counted(a_team, workers, 20)[0] == 1).all()
 
 
 def test_where_no_more_threads_may_start(a_team, monkeypatch):
@@ -306,14 +319,13 @@ def test_where_no_more_threads_may_start(a_team, monkeypatch):
 
     monkeypatch.setattr(team.Member, "start", start)
     for _ in range(2):
-        assert (counted(a_team, 4, 20) == 1).all()
+        assert (counted(a_team, 4, 20)[0] == 1).all()
     assert a_team.members == []
 
 
 @pytest.mark.skipif(team.current_processor is None, reason="threads cannot be kept off a processor here")
+@pytest.mark.skipif(processors() < 2, reason="needs two processors")
 def test_a_member_does_not_wake_on_the_processor_of_the_caller(a_team):
-    if processors() < 2:
-        pytest.skip("needs two processors")
     before = os.sched_getaffinity(0)
     counted(a_team, 2, 8)
     (member,) = a_team.members

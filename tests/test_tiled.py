@@ -123,8 +123,8 @@ def launched(monkeypatch):
     """Names of the kernels that were launched, and what each said, in a list that grows."""
     said, run = [], driver.launch
 
-    def watching(stage, arrays, room):
-        said.append((stage.kernel.name, run(stage, arrays, room)))
+    def watching(stage, *others):
+        said.append((stage.kernel.name, run(stage, *others)))
         return said[-1][1]
 
     monkeypatch.setattr(driver, "launch", watching)
@@ -1220,7 +1220,7 @@ THREADED = {
 
 def _two_threads():
     """Choices of a process with two threads, which every call is worth."""
-    loopconv.threads.SHARED_MACS = 0
+    loopconv.threads.SHARED_MACS = loopconv.threads.WAKING_MACS = 0
     loopconv.set_num_threads(2)
     choose(pytest.MonkeyPatch(), **FEW)
     return {name: (contraction, g, name.split()[0]) for name, (contraction, g) in THREADED.items()}
@@ -1339,6 +1339,7 @@ def test_forked_children(two_threads):
 def test_while_another_call_has_all_threads(force, monkeypatch):
     """A call runs on its own, and does not wait; an error gives the threads back."""
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
+    monkeypatch.setattr(loopconv.threads, "WAKING_MACS", 0)
     monkeypatch.setattr(loopconv.threads, "get_num_threads", lambda: 2)
     contraction, g = THREADED["direct"]
     with launch.team.is_free:

@@ -19,8 +19,10 @@ from loopconv.tiled.plans import (
     tile_lines,
     winograd_plan,
     winograd_weight_plan,
+    work,
 )
 from loopconv.tiled.simd import MATRICES
+from loopconv.tiled.team import team
 from loopconv.tiled.tiles import (
     direct_layout,
     direct_tile,
@@ -59,7 +61,8 @@ def weight(geometry, x, w, y, algorithm=None):
         return
     plan = weight_plan(geometry, x.dtype, algorithm)
     # where results are not finite, dot products have to say which ones really are not
-    if not run(plan.call, {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}, plan.rooms, own()):
+    arrays = {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}
+    if not run(plan.call, arrays, plan.rooms, own(), plan.work):
         weight(geometry, x, w, y, "dots")
 
 
@@ -74,19 +77,28 @@ def _sum(contraction, geometry, source, w, out, bias, algorithm):
         "bias": zeros(out.shape[1], out.dtype) if bias is None else bias,
     }  # fmt: skip
     workspace = own()
-    if not run(plan.prepare, arrays, plan.kept, workspace):
+    if not run(plan.prepare, arrays, plan.kept, workspace, plan.work):
         return False
-    # where Winograd's results are not finite, the direct kernel has to say which ones really are not
-    return run(plan.call, arrays, plan.rooms, workspace) or _sum(contraction, geometry, source, w, out, bias, "direct")
+    if not run(plan.call, arrays, plan.rooms, workspace, plan.work):
+        # where Winograd's results are not finite, the direct kernel has to say which ones really are not
+        return _sum(contraction, geometry, source, w, out, bias, "direct")
+    return True
 
 
-def run(stages, arrays, rooms, workspace):
-    """Run the stages one after the other, with room for more arrays; False as soon as one finds what is not finite."""
+def run(stages, arrays, rooms, workspace, work):
+    """Run the stages one after the other, with room for more arrays; False as soon as one finds what is not finite.
+
+    `work`, that of the whole call, says how many threads it is worth.
+    """
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    said = 0
-    for stage in stages:
-        said = said or launch(stage, arrays, workspace)
+    workers, said = team.gather(work), 0
+    try:
+        for stage in stages:
+            said = said or launch(stage, arrays, workspace, workers)
+    finally:
+        if workers > 1:
+            team.leave()
     return not said
 
 
@@ -128,7 +140,7 @@ def has_pixels(geometry):
 def sum_plan(contraction, geometry, dtype, algorithm=None, is_planned=False):
     """The plan of a forward or adjoint call; a planned one prepares its weights only once."""
     algorithm = algorithm or preferred(contraction, geometry, dtype, is_planned)
-    return SUMS[algorithm](task(geometry, contraction, dtype, is_planned))
+    return SUMS[algorithm](task(geometry, contraction, dtype, is_planned))._replace(work=work(geometry))
 
 
 def preferred(contraction, geometry, dtype, is_planned=False):
@@ -157,7 +169,7 @@ def is_winograd_faster(t):
 @lru_cache(maxsize=256)
 def weight_plan(geometry, dtype, algorithm=None):
     """The plan of a weight gradient."""
-    return PRODUCTS[algorithm or preferred_product(geometry, dtype)](geometry, dtype)
+    return PRODUCTS[algorithm or preferred_product(geometry, dtype)](geometry, dtype)._replace(work=work(geometry))
 
 
 def preferred_product(geometry, dtype):

@@ -9,7 +9,6 @@ from functools import cache
 import numba
 from numba import types
 
-from loopconv import threads
 from loopconv.loops.compile import built, jit, named
 from loopconv.tiled.team import team
 from loopconv.tiled.workspace import LINE
@@ -41,18 +40,14 @@ def compiled(make, *sizes):
     return Kernel(named(*sizes)(make(*sizes)))
 
 
-def launch(stage, arrays, workspace):
-    """Run all units of a stage on as many threads as its multiply-adds are worth; what its kernel says."""
-    kernel, names, numbers, units, macs, size = stage
+def launch(stage, arrays, workspace, workers=1):
+    """Run all units of a stage on up to so many threads, those of the team; what its kernel says."""
+    kernel, names, numbers, units, size = stage
     operands = tuple([arrays[name] for name in names])
     dtype = operands[0].dtype
-    build = kernel.build(len(operands), dtype)
-    workers = min(threads.worth(macs), units)
-    if workers <= 1 or not team.is_free.acquire(blocking=False):
+    build, workers = kernel.build(len(operands), dtype), min(workers, units)
+    if workers <= 1:
         return build.run(operands, workspace.room("scratch", size, dtype), numbers, 0, units)
-    try:
-        size = -(-size // LINE) * LINE  # threads do not share a line
-        scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
-        return team.run(build.address, operands, scratches, numbers, units)
-    finally:
-        team.is_free.release()
+    size = -(-size // LINE) * LINE  # threads do not share a line
+    scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
+    return team.run(build.address, operands, scratches, numbers, units)

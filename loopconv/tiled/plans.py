@@ -57,9 +57,6 @@ from loopconv.tiled.winograd import (
 )
 from loopconv.tiled.workspace import LINE
 
-# Moving one element into a buffer is taken for so many multiply-adds; an estimate.
-MOVE_MACS = 8
-
 
 class Stage(NamedTuple):
     """One kernel on some of the arrays of a call, by name."""
@@ -68,7 +65,6 @@ class Stage(NamedTuple):
     arrays: tuple
     numbers: np.ndarray
     units: int
-    macs: int
     scratch: int = 1  # elements for each thread
 
 
@@ -81,12 +77,23 @@ class Plan(NamedTuple):
         What depends on the weights alone, and the rest.
     kept, rooms : dict of int
         Elements of the arrays that `prepare` writes, and of those that only serve during a call.
+    work : int
+        What says how many threads the call is worth, see `work`.
     """
 
     prepare: tuple
     call: tuple
     kept: dict
     rooms: dict
+    work: int = 0
+
+
+def work(geometry):
+    """A call's multiply-adds, and for each element of its arrays 8 more.
+
+    On 144 channels by themselves, 56x56, memory takes as long as 9 million multiply-adds, of which there are 2.8.
+    """
+    return geometry.macs + 8 * sum(map(prod, (geometry.x_shape, geometry.w_shape, geometry.y_shape)))
 
 
 class Side(NamedTuple):
@@ -224,7 +231,7 @@ def direct_plan(t):
     weights, kept = _pack_merged_weights(t, rows) if len(layout.merged) else _pack_weights(t, rows)
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
-        t.geometry.macs, sums + tiling.chunk * tiling.depth + n,
+        sums + tiling.chunk * tiling.depth + n,
     )  # fmt: skip
     return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
 
@@ -288,17 +295,16 @@ def winograd_plan(t, m):
     of_block, prepare, kept = size * T * t.C * rows, _test_weights(t), {}
     if not is_fused:
         kernel, kept = compiled(make_transform_weights, m, *taps, rows, are_whole), {"u": p.G * blocks * F * of_block}
-        prepare += (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks, MOVE_MACS * kept["u"]),)
+        prepare += (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks),)
     stages = (pack,)
     if shares > 1:
         kernel = compiled(make_transform_inputs, m, *taps, n, cols)
-        macs = MOVE_MACS * units * size * v_step
-        stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C, macs),)
+        stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C),)
         rooms = rooms | {"v": units * size * v_step}
     room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n + is_fused * of_block
     kernel = compiled(make_winograd, m, *taps, n, rows, cols, is_fused)
     arrays = ("buffer", "w" if is_fused else "u", "out", "bias", "v" if shares > 1 else "buffer")
-    call = Stage(kernel, arrays, numbers, units * shares, t.geometry.macs, room)
+    call = Stage(kernel, arrays, numbers, units * shares, room)
     return Plan(prepare, (*stages, call), kept, rooms)
 
 
@@ -345,7 +351,7 @@ def depthwise_plan(t):
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
     kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), _every(t), rows, cols, F)
-    call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, t.geometry.macs, room)
+    call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
 
@@ -379,7 +385,7 @@ def _test_finite(geometry, dtype):
     size = prod(geometry.w_shape)
     parts = max(1, min(UNITS, size // 4096))
     numbers = np.array([size, parts], np.int64)
-    return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w",), numbers, parts, size)
+    return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w",), numbers, parts)
 
 
 def _test_weights(t):
@@ -393,7 +399,7 @@ def _pack_source(t, slack):
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
     kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), _every(t))
-    return Stage(kernel, ("source", "buffer"), numbers, channels, MOVE_MACS * size), {"buffer": size}
+    return Stage(kernel, ("source", "buffer"), numbers, channels), {"buffer": size}
 
 
 def _every(t):
@@ -450,7 +456,7 @@ def _pack_weights(t, rows):
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
     size = blocks * rows * C * T
     kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
-    return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
+    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": size}
 
 
 def _pack_merged_weights(t, rows):
@@ -460,7 +466,7 @@ def _pack_merged_weights(t, rows):
     numbers = np.concatenate([np.array([t.M, C, T, *t.w_steps, phases], np.int64), t.layout.tap_weight])
     size = blocks * rows * C * T
     kernel = compiled(packers.make_pack_merged_weights, rows)
-    return Stage(kernel, ("w", "packed"), numbers, blocks, MOVE_MACS * size), {"packed": size}
+    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": size}
 
 
 # ---------------------------------------------------------------------------------------------- weight
@@ -498,7 +504,7 @@ def outer_plan(geometry, dtype):
     call = Stage(
         compiled(make_weight, n, few_lanes(dtype), rows, cols, together(gcd(width, t.M))),
         (names[0] if in_place else "buffer", names[1], "w" if parts == 1 else "partial"), numbers, units * parts,
-        geometry.macs, chunk * piece * width + group * rows * width,
+        chunk * piece * width + group * rows * width,
     )  # fmt: skip
     call = (call,) if in_place else (pack._replace(arrays=(names[0], "buffer")), call)
     plan = _summed(Plan((), call, {}, rooms), geometry, parts)
@@ -564,7 +570,7 @@ def winograd_weight_plan(geometry, dtype):
     )  # fmt: skip
     kernel = compiled(make_winograd_weight, *taps, n, rows, cols, channels, swapped)
     room = size * (a_step + b_step + -(-channels // rows) * rows * width)
-    call = Stage(kernel, ("a", "b", "w" if parts == 1 else "partial"), numbers, units, geometry.macs, room)
+    call = Stage(kernel, ("a", "b", "w" if parts == 1 else "partial"), numbers, units, room)
     packs, rooms = _pack_both(p, dtype, (channels, "a", *a[:5]), (width, "b", *b[:5]))
     plan = _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
     return plan._replace(call=(*plan.call, _test_finite(geometry, dtype)))
@@ -591,7 +597,7 @@ def dots_plan(geometry, dtype):
     )  # fmt: skip
     call = Stage(
         compiled(make_dots, lanes(dtype), few_lanes(dtype), _every(t), rows, cols, own),
-        (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts, geometry.macs,
+        (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts,
         -(-prod(p.k) // cols) * rows * cols * lanes(dtype) + own * layout.channel,
     )  # fmt: skip
     return _summed(Plan((), (*pack, call), {}, rooms), geometry, parts)
@@ -607,7 +613,7 @@ def _summed(plan, geometry, parts):
     if parts == 1:
         return plan
     size = prod(geometry.w_shape)
-    add_up = Stage(compiled(make_add_up), ("partial", "w"), np.array([parts, size], np.int64), size, parts * size)
+    add_up = Stage(compiled(make_add_up), ("partial", "w"), np.array([parts, size], np.int64), size)
     return plan._replace(call=(*plan.call, add_up), rooms=plan.rooms | {"partial": parts * size})
 
 
@@ -627,4 +633,4 @@ def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
     size = units * layout.channel * width
     numbers = np.array([C, *_source(p, layout, C, sizes, steps)], np.int64)
     kernel = compiled(packers.make_pack_channels_last, width, together(width), few_lanes(dtype))
-    return Stage(kernel, (name, room), numbers, units, MOVE_MACS * size), {room: size}
+    return Stage(kernel, (name, room), numbers, units), {room: size}

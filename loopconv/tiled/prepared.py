@@ -26,7 +26,7 @@ class Prepared:
         self.idle = [Workspace(kept_bytes=None)]
         self.kept = {"w": w.reshape(-1), "bias": self.bias}
         self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
-        self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0])
+        self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0], self.plan.work)
 
     def run(self, source, out):
         """out = the contraction of source."""
@@ -48,7 +48,7 @@ class Prepared:
             workspace = Workspace(kept_bytes=None)
         try:
             arrays = {**self.kept, "source": source.reshape(-1), "out": out.reshape(-1)}
-            return run(self.plan.call, arrays, self.plan.rooms, workspace)
+            return run(self.plan.call, arrays, self.plan.rooms, workspace, self.plan.work)
         finally:
             self.idle.append(workspace)
 

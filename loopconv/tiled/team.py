@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, register_jitable
 
+from loopconv import threads
 from loopconv.loops.compile import built, jit, named
 
 # Pieces of work per thread: one that loses its processor for a while leaves the rest of its pieces to the others.
@@ -250,15 +251,31 @@ class Team:
         self.is_free = threading.Lock()
         self.job, self.members = np.zeros(0, np.int64), []
 
+    def gather(self, work):
+        """How many threads take part in a call of so much work; if it is not alone, it has the team until it leaves."""
+        workers = threads.worth(work)
+        if workers == 1 or not self.is_free.acquire(blocking=False):
+            return 1
+        if len(self.job) < NEXT + workers * LINE:
+            self._grow(workers)
+        members = self.members[: workers - 1]
+        if work >= threads.WAKING_MACS:
+            for member in members:
+                member.wake()
+        elif all(member.is_asleep for member in members):
+            self.leave()
+            return 1
+        return workers
+
+    def leave(self):
+        """Let other calls have the team."""
+        self.is_free.release()
+
     def run(self, kernel, operands, scratches, plan, units):
         """What a kernel says of `units` units of work, done by up to as many threads as there are scratches."""
         part, lead = parts(len(operands), operands[0].dtype)
-        workers = len(scratches)
-        if len(self.job) < NEXT + workers * LINE:
-            self._grow(workers)
-        for member in self.members[: workers - 1]:
-            member.wake()
-        return lead(self.job, part, kernel, operands, scratches, plan, min(units, PIECES * workers), units)
+        pieces = min(units, PIECES * len(scratches))
+        return lead(self.job, part, kernel, operands, scratches, plan, pieces, units)
 
     def _grow(self, workers):
         self.dismiss()
