@@ -831,7 +831,7 @@ def asked(monkeypatch):
         rooms[name] = max(rooms.get(name, 0), size * dtype.itemsize)
         return room(self, name, size, dtype)
 
-    def idle(stage, arrays, buffers):
+    def idle(stage, arrays, buffers, workers):
         buffers.room("scratch", stage.scratch, arrays[stage.arrays[0]].dtype)
         return 0
 
