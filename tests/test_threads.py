@@ -300,10 +300,9 @@ def test_small_work_wakes_nobody(a_team):
         time.sleep(0.001)
     with mock.patch.object(threads, "get_num_threads", return_value=2):
         assert a_team.gather(threads.WAKING_MACS - 1) == 1
-        assert member.is_asleep
-        assert a_team.gather(threads.WAKING_MACS) == 2
-        assert not member.is_asleep
-        a_team.leave()
+    assert member.is_asleep
+    counted(a_team, 2, 8, work=threads.WAKING_MACS)
+    assert not member.is_asleep
 
 
 def test_nobody_waits_for_a_member_that_does_not_come(a_team, monkeypatch):

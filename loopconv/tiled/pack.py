@@ -245,45 +245,49 @@ def make_pack_channels_last(width, together, lanes):
     """The packer for blocks of `width` channels, `together` of which are interleaved at a time."""
 
     def pack_channels_last(arrays, scratch, plan, first, last):
-        """Write the blocks first .. last-1 of `buffer`, each (position, channel of the block), from `x` as in `pack`.
+        """Write bands of rows of blocks of `buffer`, each (position, channel of the block), from `x` as in `pack`.
 
         C, first of `plan`, is the number of channels of a group; the last block of each group is filled up with zeros.
+        The next is how many bands a block has: unit i is band i % bands of block i // bands.
         """
         x, buffer = arrays
-        C, channels, image, step, step1, step2 = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
-        D, H, W, lz, lp, rows, pitch = plan[6], plan[7], plan[8], plan[9], plan[10], plan[11], plan[12]
-        origin, plane, phases = plan[13], plan[14], plan[15]
+        C, bands, channels, image, step, step1, step2 = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
+        D, H, W, lz, lp, rows, pitch = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12], plan[13]
+        origin, plane, phases = plan[14], plan[15], plan[16]
         blocks = (C + width - 1) // width
-        for number in range(first, last):
+        for unit in range(first, last):
+            number, band = unit // bands, unit % bands
             channel = number // blocks * C + number % blocks * width
             begin = channel // channels * image + channel % channels * step
             here = min(width, C - number % blocks * width)
+            row0, row1 = lz * lp * band // bands, lz * lp * (band + 1) // bands
             for phase in range(phases):
-                at = 16 + phase * 6
+                at = 17 + phase * 6
                 z0, p0, q0, sz, sp, sq = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
                 target = pointer(buffer, (number * phases + phase) * plane * width)
                 n = (W - q0 + sq - 1) // sq
-                done = 0
-                for z in range(lz):
-                    for p in range(lp):
-                        d, h = z0 + z * sz, p0 + p * sp
-                        if d < D and h < H:
-                            start = origin + (z * rows + p) * pitch
-                            for i in range(done * width, start * width):
-                                target[i] = 0
-                            row = begin + d * step1 + h * step2 + q0
-                            for c0 in range(0, width, together):
-                                source, to = pointer(x, row + c0 * step), pointer(target, start * width + c0)
-                                if sq == 1 and c0 + together <= here:
-                                    interleave(source, step, 1, n, n, to, width, together, lanes)
-                                elif sq == 2 and c0 + together <= here:
-                                    interleave(source, step, 2, n, (W - q0) // 2, to, width, together, lanes)
-                                else:
-                                    for q in range(n):
-                                        for c in range(together):
-                                            to[q * width + c] = source[c * step + q * sq] if c0 + c < here else 0
-                            done = start + n
-                for i in range(done * width, plane * width):
+                done = origin + (row0 // lp * rows + row0 % lp) * pitch if band > 0 else 0
+                for line in range(row0, row1):
+                    z, p = line // lp, line % lp
+                    d, h = z0 + z * sz, p0 + p * sp
+                    if d < D and h < H:
+                        start = origin + (z * rows + p) * pitch
+                        for i in range(done * width, start * width):
+                            target[i] = 0
+                        row = begin + d * step1 + h * step2 + q0
+                        for c0 in range(0, width, together):
+                            source, to = pointer(x, row + c0 * step), pointer(target, start * width + c0)
+                            if sq == 1 and c0 + together <= here:
+                                interleave(source, step, 1, n, n, to, width, together, lanes)
+                            elif sq == 2 and c0 + together <= here:
+                                interleave(source, step, 2, n, (W - q0) // 2, to, width, together, lanes)
+                            else:
+                                for q in range(n):
+                                    for c in range(together):
+                                        to[q * width + c] = source[c * step + q * sq] if c0 + c < here else 0
+                        done = start + n
+                past = origin + (row1 // lp * rows + row1 % lp) * pitch if band < bands - 1 else plane
+                for i in range(done * width, past * width):
                     target[i] = 0
         return 0
 

@@ -431,16 +431,6 @@ def _source_table(t):
     ]  # fmt: skip
 
 
-def _source(p, layout, C, sizes, steps):
-    """What the packers have to know of a source and of its planes."""
-    if is_in_place(layout, sizes, steps):  # one long row
-        layout, sizes = dense_layout((1, 1, prod(sizes))), (1, 1, prod(sizes))
-    return [
-        p.G * C, p.G * C * steps[0], *steps[:3], *sizes, *layout.lengths[:2], *layout.pitches[1:], layout.origin,
-        layout.plane, len(layout.source), *layout.source.reshape(-1).tolist(),
-    ]  # fmt: skip
-
-
 def _pack_weights(t, rows):
     """(stage, kept) for the packed weights."""
     layout, M, C, T = t.layout, t.M, t.C, prod(t.p.k)
@@ -629,8 +619,17 @@ def _pack_both(p, dtype, *sides):
 
 
 def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
-    units = p.N * p.G * -(-C // width)
-    size = units * layout.channel * width
-    numbers = np.array([C, *_source(p, layout, C, sizes, steps)], np.int64)
+    blocks = p.N * p.G * -(-C // width)
+    size, bands = blocks * layout.channel * width, max(1, UNITS // max(blocks, 1))
+    if is_in_place(layout, sizes, steps):  # rows follow each other, and are one for each band
+        rows = prod(sizes[:2])
+        rows = max(n for n in range(1, max(1, min(bands, rows)) + 1) if rows % n == 0)
+        sizes = (1, rows, prod(sizes) // rows)
+        layout, steps = dense_layout(sizes), (steps[0], prod(sizes), sizes[2])
+    bands = max(1, min(bands, prod(layout.lengths[:2])))
+    numbers = np.array(
+        [C, bands, p.G * C, p.G * C * steps[0], *steps[:3], *sizes, *layout.lengths[:2], *layout.pitches[1:],
+         layout.origin, layout.plane, len(layout.source), *layout.source.reshape(-1).tolist()], np.int64,
+    )  # fmt: skip
     kernel = compiled(packers.make_pack_channels_last, width, together(width), few_lanes(dtype))
-    return Stage(kernel, (name, room), numbers, units), {room: size}
+    return Stage(kernel, (name, room), numbers, blocks * bands), {room: size}

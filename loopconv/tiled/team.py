@@ -249,7 +249,7 @@ class Team:
     def begin(self):
         """Without members; also in a forked child, where they are not there."""
         self.is_free = threading.Lock()
-        self.job, self.members = np.zeros(0, np.int64), []
+        self.job, self.members, self.is_waking = np.zeros(0, np.int64), [], False
 
     def gather(self, work):
         """How many threads take part in a call of so much work; if it is not alone, it has the team until it leaves."""
@@ -258,14 +258,11 @@ class Team:
             return 1
         if len(self.job) < NEXT + workers * LINE:
             self._grow(workers)
-        members = self.members[: workers - 1]
-        if work >= threads.WAKING_MACS:
-            for member in members:
-                member.wake()
-        elif all(member.is_asleep for member in members):
-            self.leave()
-            return 1
-        return workers
+        self.is_waking = work >= threads.WAKING_MACS
+        if self.is_waking or not all(member.is_asleep for member in self.members):
+            return workers
+        self.leave()
+        return 1
 
     def leave(self):
         """Let other calls have the team."""
@@ -275,6 +272,9 @@ class Team:
         """What a kernel says of `units` units of work, done by up to as many threads as there are scratches."""
         part, lead = parts(len(operands), operands[0].dtype)
         pieces = min(units, PIECES * len(scratches))
+        if self.is_waking:
+            for member in self.members[: len(scratches) - 1]:
+                member.wake()
         return lead(self.job, part, kernel, operands, scratches, plan, pieces, units)
 
     def _grow(self, workers):
