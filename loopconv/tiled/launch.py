@@ -1,7 +1,8 @@
 """How a kernel's units of work get onto threads.
 
 All kernels are ``kernel(arrays, scratch, plan, first, last)``: arrays of one dtype, room to work in, a table of
-integers, and the units to do. They return a number, 0 if there is nothing to say.
+integers, and the units to do. Of the room, the first number is zero at the first call of a stage, and what a thread
+leaves there is there at its next. They return a number, 0 if there is nothing to say.
 """
 
 from functools import cache
@@ -47,7 +48,9 @@ def launch(stage, arrays, workspace, workers=1):
     dtype = operands[0].dtype
     build, workers = kernel.build(len(operands), dtype), min(workers, units)
     if workers <= 1:
-        return build.run(operands, workspace.room("scratch", size, dtype), numbers, 0, units)
+        scratch = workspace.room("scratch", size, dtype)
+        scratch[0] = 0
+        return build.run(operands, scratch, numbers, 0, units)
     size = -(-size // LINE) * LINE  # threads do not share a line
     scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
     return team.run(build.address, operands, scratches, numbers, units)

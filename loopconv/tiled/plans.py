@@ -50,7 +50,6 @@ from loopconv.tiled.tiles import (
 )
 from loopconv.tiled.weight import make_add_up, make_weight
 from loopconv.tiled.winograd import (
-    make_transform_inputs,
     make_transform_weights,
     make_winograd,
     make_winograd_weight,
@@ -296,16 +295,10 @@ def winograd_plan(t, m):
     if not is_fused:
         kernel, kept = compiled(make_transform_weights, m, *taps, rows, are_whole), {"u": p.G * blocks * F * of_block}
         prepare += (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks),)
-    stages = (pack,)
-    if shares > 1:
-        kernel = compiled(make_transform_inputs, m, *taps, n, cols)
-        stages += (Stage(kernel, ("buffer", "v"), numbers, units * T * t.C),)
-        rooms = rooms | {"v": units * size * v_step}
-    room = size * (step + (0 if shares > 1 else v_step)) + n + high * wide * n + is_fused * of_block
+    room = n + size * (step + v_step) + n + high * wide * n + is_fused * of_block
     kernel = compiled(make_winograd, m, *taps, n, rows, cols, is_fused)
-    arrays = ("buffer", "w" if is_fused else "u", "out", "bias", "v" if shares > 1 else "buffer")
-    call = Stage(kernel, arrays, numbers, units * shares, room)
-    return Plan(prepare, (*stages, call), kept, rooms)
+    call = Stage(kernel, ("buffer", "w" if is_fused else "u", "out", "bias"), numbers, units * shares, room)
+    return Plan(prepare, (pack, call), kept, rooms)
 
 
 def is_weight_of_one_unit(t, tiles):

@@ -179,7 +179,7 @@ def parts(arrays, dtype):
         job[SAID], job[PART], job[KERNEL], job[LENT] = 0, part, kernel, lend((operands, scratches, plan))
         job[WORKERS], job[PIECE_COUNT], job[UNITS] = workers, count, units
         for worker in range(workers):
-            job[NEXT + worker * LINE] = count * worker // workers
+            job[NEXT + worker * LINE], scratches[worker, 0] = count * worker // workers, 0
         add(job, GATE, TURN - CLOSED)
         work(job, 0, operands, scratches, plan)
         add(job, GATE, CLOSED)
