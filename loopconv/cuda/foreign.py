@@ -27,18 +27,25 @@ class DeviceArray:
         One of those below, whose array it is.
     owner : object
         What the user knows, which keeps the memory.
-    pointer, device, stream : int
-        Where it is, on which GPU, and the stream that its library works on now.
+    pointer, device : int
+        Where it is, and on which GPU.
+    queue : int or class
+        Its stream, or the library that says which it works on now: asked once in a call, not for each array.
     shape : tuple of int
     dtype : str
         A key of DTYPES: bfloat16 is no dtype of NumPy's.
     """
 
-    __slots__ = ("device", "dtype", "library", "owner", "pointer", "shape", "stream")
+    __slots__ = ("device", "dtype", "library", "owner", "pointer", "queue", "shape")
 
-    def __init__(self, library, owner, pointer, shape, dtype, device, stream):
+    def __init__(self, library, owner, pointer, shape, dtype, device, queue):
         self.library, self.owner, self.pointer, self.shape = library, owner, pointer, shape
-        self.dtype, self.device, self.stream = dtype, device, stream
+        self.dtype, self.device, self.queue = dtype, device, queue
+
+    @property
+    def stream(self):
+        """The stream that its library works on now."""
+        return self.queue.stream(self.device) if isinstance(self.queue, type) else self.queue
 
     @property
     def ndim(self):
@@ -92,15 +99,17 @@ class Torch:
                 f"pass {name}.detach()"
             )
         value = _dense(name, value, value.is_contiguous(), value.contiguous)
-        device = value.get_device()
-        stream = torch.cuda.current_stream(device).cuda_stream
         dtype = str(value.dtype).removeprefix("torch.")
-        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, device, stream)
+        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, value.get_device(), Torch)
+
+    @staticmethod
+    def stream(device):
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream
 
     @staticmethod
     def make(like, shape):
         owner = sys.modules["torch"].empty(shape, dtype=like.owner.dtype, device=like.owner.device)
-        return DeviceArray(Torch, owner, owner.data_ptr(), shape, like.dtype, like.device, like.stream)
+        return DeviceArray(Torch, owner, owner.data_ptr(), shape, like.dtype, like.device, Torch)
 
     @staticmethod
     def give(array):
@@ -116,15 +125,18 @@ class CuPy:
         if not isinstance(value, cupy.ndarray):
             return None
         value = _dense(name, value, value.flags.c_contiguous, lambda: cupy.ascontiguousarray(value))
-        stream = cupy.cuda.get_current_stream().ptr
-        return DeviceArray(CuPy, value, value.data.ptr, value.shape, value.dtype.name, value.device.id, stream)
+        return DeviceArray(CuPy, value, value.data.ptr, value.shape, value.dtype.name, value.device.id, CuPy)
+
+    @staticmethod
+    def stream(device):
+        return sys.modules["cupy"].cuda.get_current_stream().ptr  # of the GPU that is current
 
     @staticmethod
     def make(like, shape):
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(like.device):
             owner = cupy.empty(shape, like.owner.dtype)
-        return DeviceArray(CuPy, owner, owner.data.ptr, shape, like.dtype, like.device, like.stream)
+        return DeviceArray(CuPy, owner, owner.data.ptr, shape, like.dtype, like.device, CuPy)
 
     @staticmethod
     def give(array):
@@ -181,15 +193,16 @@ class Other:
         described = getattr(value, "__cuda_array_interface__", None)
         if described is None:
             return None
-        dtype, (pointer, read_only) = _dtype(described["typestr"]), described["data"]
+        dtype, shape, (pointer, read_only) = _dtype(described["typestr"]), described["shape"], described["data"]
         if described.get("mask") is not None:
             raise TypeError(f"{name} must not be a masked array, got one with a mask; pass its data")
-        if not _is_contiguous(described["shape"], described.get("strides"), dtype):
+        strides = described.get("strides")
+        if strides is not None and not _is_contiguous(shape, strides, dtype):
             _refuse_gaps(name, "copy it into a contiguous one")
         if read_only and name == "out":
-            raise ValueError(f"out must be writable, got a read-only array of shape {described['shape']}")
+            raise ValueError(f"out must be writable, got a read-only array of shape {shape}")
         device = machine.device_of(pointer)
-        return DeviceArray(Other, value, pointer, described["shape"], dtype, device, described.get("stream") or 0)
+        return DeviceArray(Other, value, pointer, shape, dtype, device, described.get("stream") or 0)
 
     @staticmethod
     def make(like, shape):
@@ -212,7 +225,7 @@ def _dtype(typestr):
 
 def _is_contiguous(shape, strides, dtype):
     """Whether elements follow each other without gaps; axes of one pixel may have any stride."""
-    if strides is None or 0 in shape or dtype not in DTYPES:
+    if 0 in shape or dtype not in DTYPES:
         return True
     step = DTYPES[dtype][0].itemsize
     for n, stride in zip(reversed(shape), reversed(strides)):
