@@ -88,6 +88,7 @@ def register(implementation: Implementation, *, first: bool = False) -> None:
         raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {implementation.contraction!r}")
     name = implementation.contraction, implementation.backend
     _loaded.pop(name, None)
+    on_gpu.cache_clear()
     _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
     _table.insert(0 if first else len(_table), implementation)
 
@@ -123,6 +124,12 @@ def select(
     if algorithm is None and precision is None:
         return loaded(row)
     return partial(loaded(row), **_wanted(row, geometry, dtype, algorithm, precision))
+
+
+@lru_cache(maxsize=1024)
+def on_gpu(contraction, geometry, dtype, algorithm, precision):
+    """`select` for arrays that are on a GPU, so that there is one for good: kept, as it took 1 to 2 of 20 us."""
+    return select(contraction, "cuda", geometry, dtype, algorithm, precision)
 
 
 def _wanted(row, geometry, dtype, algorithm, precision):

@@ -14,7 +14,7 @@ def contract(contraction, g, roles, role, shape, given, bias, out, backend, algo
         raise ValueError(
             f"backend must be None or 'cuda' for arrays of a GPU, got {backend!r}; copy them to the host for others"
         )
-    run = registry.select(contraction, "cuda", g, like.dtype, algorithm, precision)
+    run = registry.on_gpu(contraction, g, like.dtype, algorithm, precision)
     result = like.library.make(like, shape) if out is None else writable(out, shape, everything)
     operands = {role: result}
     for name, array in everything.items():

@@ -15,6 +15,7 @@ from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES
 
 CUDA = 2  # a GPU of NVIDIA, in the numbers of DLPack
+ITEMSIZE = {name: stored.itemsize for name, (stored, _) in DTYPES.items()}
 LEGACY = 1  # the default stream, in those of DLPack and of the CUDA array interface
 
 
@@ -53,7 +54,7 @@ class DeviceArray:
 
     @property
     def nbytes(self):
-        return prod(self.shape) * DTYPES[self.dtype][0].itemsize
+        return prod(self.shape) * ITEMSIZE[self.dtype]
 
     @property
     def __cuda_array_interface__(self):
@@ -99,8 +100,8 @@ class Torch:
                 f"pass {name}.detach()"
             )
         value = _dense(name, value, value.is_contiguous(), value.contiguous)
-        dtype = str(value.dtype).removeprefix("torch.")
-        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, value.get_device(), Torch)
+        dtype, device = _torch_dtype(value.dtype), value.get_device()
+        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, device, Torch)
 
     @staticmethod
     def stream(device):
@@ -158,7 +159,7 @@ class Jax:
 
     @staticmethod
     def make(like, shape):
-        size = prod(shape) * DTYPES[like.dtype][0].itemsize
+        size = prod(shape) * ITEMSIZE[like.dtype]
         memory = machine.Kept(like.device, size)
         buffer = import_module("cuda.core").Buffer.from_handle(memory.pointer, max(size, 1), owner=memory)
         owner = Shared(_view().from_buffer(buffer, shape, dtype=like.owner.dtype), like)
@@ -217,6 +218,11 @@ class Other:
 
 
 @cache
+def _torch_dtype(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
 def _dtype(typestr):
     """The name of a dtype; of the other byte order, one that no kernel holds."""
     dtype = np.dtype(typestr)
@@ -227,7 +233,7 @@ def _is_contiguous(shape, strides, dtype):
     """Whether elements follow each other without gaps; axes of one pixel may have any stride."""
     if 0 in shape or dtype not in DTYPES:
         return True
-    step = DTYPES[dtype][0].itemsize
+    step = ITEMSIZE[dtype]
     for n, stride in zip(reversed(shape), reversed(strides)):
         if n != 1 and stride != step:
             return False

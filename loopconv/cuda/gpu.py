@@ -215,7 +215,9 @@ def allocate(size, stream):
 
 def free(pointer, stream):
     """Give back what `allocate` gave, once the stream has got there."""
-    done(driver.cuMemFreeAsync(pointer, stream), "giving memory back")
+    (status,) = driver.cuMemFreeAsync(pointer, stream)
+    if status:
+        raise problem(status, "giving memory back")
 
 
 def copy_in(pointer, source, stream):
