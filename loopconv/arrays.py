@@ -42,6 +42,8 @@ def accept_of_host(**arrays):
 
 
 def _array(name, value):
+    if (read := _reader(type(value))) and (on_gpu := read(name, value)):
+        return on_gpu
     if type(value) is not np.ndarray:
         if value is None:
             if name == "bias":
@@ -49,8 +51,6 @@ def _array(name, value):
             raise TypeError(f"{name} must be an array of numbers, got None")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")
-        if (on_gpu := of_gpu(name, value)) is not None:
-            return on_gpu
         try:
             value = np.asarray(value)
         except (ValueError, TypeError) as error:
@@ -67,19 +67,12 @@ def _array(name, value):
 GPU_PROTOCOLS = ("__cuda_array_interface__", "__dlpack_device__")
 
 
-def of_gpu(name, value):
-    """A `loopconv.cuda.foreign.DeviceArray`, or None if `value` is no array of a GPU."""
-    return _foreign().recognised(name, value) if _may_be_of_gpu(type(value)) else None
-
-
 @cache
-def _may_be_of_gpu(kind):
-    return not issubclass(kind, np.ndarray) and any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS)
-
-
-@cache
-def _foreign():
-    return import_module("loopconv.cuda.foreign")
+def _reader(kind):
+    """``recognised`` of `loopconv.cuda.foreign` for a type whose arrays may be on a GPU, None for others."""
+    if not issubclass(kind, np.ndarray) and any(hasattr(kind, protocol) for protocol in GPU_PROTOCOLS):
+        return import_module("loopconv.cuda.foreign").recognised
+    return None
 
 
 def dtypes(*arrays):

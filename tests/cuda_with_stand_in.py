@@ -7,6 +7,9 @@ import ctypes
 import gc
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -16,6 +19,7 @@ from cuda.core.utils import StridedMemoryView
 from helpers import random_array
 
 import loopconv
+from loopconv import registry
 from loopconv.cuda import driver, gpu
 from loopconv.cuda.foreign import Other
 
@@ -139,6 +143,41 @@ def test_a_plan_only_launches(algorithm, kernels):
     x.stream = out.stream = 99  # which is being captured, and cannot wait for what is outside
     plan(x, out)
     assert forgotten() == ["push 0", *["launch on 99"] * len({name for name, *_ in kernels}), "pop"]
+
+
+def test_threads_do_not_share_the_arguments_of_a_launch():
+    given = [(Foreign(X * (1 + i)), Foreign(np.zeros_like(Y))) for i in range(4)]
+    w, bias = Foreign(W), Foreign(BIAS)
+    plan = loopconv.plan_conv(w, bias, input_shape=X.shape, **SETTINGS)
+    meeting = Barrier(len(given), timeout=60)
+
+    def launched(name, grid, block, shared, stream, arguments):
+        meeting.wait()  # now all of them are launching
+        view(arguments[3][0], Y)[...] = view(arguments[0][0], X).sum()
+
+    def calls(x, out):
+        for call in (plan, partial(loopconv.conv, w=w, bias=bias, **SETTINGS)) * 3:
+            call(x, out=out)
+            assert (out.array == x.array.sum()).all()
+
+    function = LAUNCHED(launched)
+    LIBRARY.stand_in_launched(function)
+    with ThreadPoolExecutor(len(given)) as threads:
+        for done in [threads.submit(calls, *pair) for pair in given]:
+            done.result()
+    LIBRARY.stand_in_launched(LAUNCHED())
+
+
+def test_another_implementation_is_taken_at_once(monkeypatch):
+    x, w, out = Foreign(X), Foreign(W), Foreign(np.zeros_like(Y))
+    loopconv.conv(x, w, out=out, padding=1)
+    monkeypatch.setattr(registry, "_table", list(registry._table))
+    monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+    seen = []
+    registry.register(registry.Implementation("forward", "cuda", lambda: lambda g, x, w, y: seen.append(y.owner)))
+    loopconv.conv(x, w, out=out, padding=1)
+    assert seen == [out]
+    registry.on_gpu.cache_clear()
 
 
 def test_arrays_that_begin_anywhere(kernels):

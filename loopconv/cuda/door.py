@@ -14,10 +14,12 @@ def contract(contraction, g, roles, role, shape, given, bias, out, backend, algo
         raise ValueError(
             f"backend must be None or 'cuda' for arrays of a GPU, got {backend!r}; copy them to the host for others"
         )
-    run = registry.select(contraction, "cuda", g, like.dtype, algorithm, precision)
+    run = registry.on_gpu(contraction, g, like.dtype, algorithm, precision)
     result = like.library.make(like, shape) if out is None else writable(out, shape, everything)
-    operands = {roles[name]: array for name, array in given.items()}
-    run(g, **operands, **{role: result}, **({} if bias is None else {"bias": bias}))
+    operands = {role: result}
+    for name, array in everything.items():
+        operands[roles.get(name, name)] = array
+    run(g, **operands)
     return like.library.give(result) if out is None else out
 
 
@@ -31,29 +33,39 @@ def bias_grad(grad, axis):
 
 def together(given):
     """The first of the arrays, if all are on its GPU and of its dtype; or the error that says which is not."""
-    first, like = next((name, array) for name, array in given.items() if type(array) is DeviceArray)
+    for first in given:
+        if type(like := given[first]) is DeviceArray:
+            break
     for name, array in given.items():
-        if type(array) is not DeviceArray:
-            raise TypeError(
-                f"{name} must be on the GPU like {first}, got an array of the host; copy it to the GPU, or {first} "
-                "to the host"
-            )
-        if array.device != like.device:
-            raise ValueError(f"{name} must be on GPU {like.device} like {first}, got an array on GPU {array.device}")
-        if array.dtype != like.dtype:
-            raise TypeError(f"{name} must be of dtype {like.dtype} like {first} on a GPU, got dtype {array.dtype}")
+        if array is not like:
+            check_beside(name, array, first, like)
     return like
 
 
+def check_beside(name, array, first, like):
+    """Refuse an array that is not on the GPU of `like`, which is called `first`, or of another dtype."""
+    if type(array) is not DeviceArray:
+        raise TypeError(
+            f"{name} must be on the GPU like {first}, got an array of the host; copy it to the GPU, or {first} "
+            "to the host"
+        )
+    if array.device != like.device:
+        raise ValueError(f"{name} must be on GPU {like.device} like {first}, got an array on GPU {array.device}")
+    if array.dtype != like.dtype:
+        raise TypeError(f"{name} must be of dtype {like.dtype} like {first} on a GPU, got dtype {array.dtype}")
+
+
 def writable(out, shape, given):
-    """`out` as an array of the same GPU that can take the result, apart from the arrays that are read."""
+    """`out` as an array of the GPU of those that are read, which are all on it, and apart from them."""
     result = recognised("out", out)
     if result is None:
         raise TypeError(f"out must be an array of the GPU like the others, got {type(out).__name__}")
     if tuple(result.shape) != shape:
         raise ValueError(f"out must have the result's shape {shape}, got shape {tuple(result.shape)}")
-    together({**given, "out": result})
+    first = next(iter(given))
+    check_beside("out", result, first, given[first])
+    begin, end = result.pointer, result.pointer + result.nbytes
     for name, array in given.items():
-        if max(array.pointer, result.pointer) < min(array.pointer + array.nbytes, result.pointer + result.nbytes):
+        if array.pointer < end and begin < array.pointer + array.nbytes and array.nbytes and begin < end:
             raise ValueError(f"out must not overlap {name}: the result would overwrite it while it is read")
     return result

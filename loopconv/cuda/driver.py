@@ -3,7 +3,7 @@
 The arrays of a call are either NumPy's, which are copied to the GPU and the result back, or `foreign.DeviceArray`s.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -36,25 +36,24 @@ class Settings(NamedTuple):
 
 def forward(geometry, x, w, y, bias=None, algorithm=None, precision=None):
     """y = C x + bias."""
-    _contract("forward", geometry, {"x": x, "w": w, "y": y}, bias, algorithm, precision)
+    _contract("forward", geometry, {"x": x, "w": w, "y": y}, y, bias, algorithm, precision)
 
 
 def adjoint(geometry, x, w, y, bias=None, algorithm=None, precision=None):
     """x = C.T y + bias."""
-    _contract("adjoint", geometry, {"y": y, "w": w, "x": x}, bias, algorithm, precision)
+    _contract("adjoint", geometry, {"y": y, "w": w, "x": x}, x, bias, algorithm, precision)
 
 
 def weight(geometry, x, w, y, algorithm=None, precision=None):
     """w = the form without w."""
-    _contract("weight", geometry, {"x": x, "y": y, "w": w}, None, algorithm, precision)
+    _contract("weight", geometry, {"x": x, "y": y, "w": w}, w, None, algorithm, precision)
 
 
-def _contract(contraction, geometry, arrays, bias, algorithm, precision):
-    """Overwrite the last of the arrays."""
-    *_, result = arrays.values()
-    if prod(result.shape):
-        settings = Settings(contraction, geometry, str(result.dtype), algorithm, precision, bias is not None)
-        launch(partial(ready, settings), arrays if bias is None else {"bias": bias, **arrays})
+def _contract(contraction, geometry, arrays, result, bias, algorithm, precision):
+    """Overwrite `result`, the last of the arrays."""
+    if 0 not in result.shape:
+        settings = contraction, geometry, str(result.dtype), algorithm, precision, bias is not None
+        launch(ready, settings, arrays if bias is None else {"bias": bias, **arrays}, result)
 
 
 # ------------------------------------------------------------------------------------ which algorithm
@@ -90,60 +89,67 @@ def plan_of(settings, aligned, capability):
 
 @lru_cache(maxsize=1024)
 def ready(settings, aligned, device):
-    """A call with its kernels and its plan on a GPU."""
+    """A call with its kernels and its plan on a GPU; `settings` are `Settings`, or a tuple of the same."""
+    settings = Settings(*settings)
     g = settings.geometry
     zeros = 0 if settings.has_bias else 8 * (g.k if settings.contraction == "forward" else g.c)
     return Call(plan_of(settings, aligned, machine.capability(device)), settings.dtype, device, zeros)
 
 
 class Call:
-    """A plan on a GPU, the bytes of its rooms, and how many zeros it takes for a bias."""
+    """A plan on a GPU, the bytes of its rooms, and the zeros that it is passed for a bias that is not there."""
 
     def __init__(self, plan, dtype, device, zeros=0):
-        self.plan, self.rooms, self.device = plan, room_bytes(plan, dtype), device
+        self.plan, self.rooms = plan, room_bytes(plan, dtype)
         self.launch = machine.Prepared(plan, dtype, device).launch
-        self.zeros = zeros if any("bias" in launch.arrays for launch in plan.launches) else 0
-
-    def bias(self):
-        """What is passed as a bias where there is none."""
-        return {"bias": machine.zeros(self.device, self.zeros)} if self.zeros else {}
+        reads_bias = zeros and any("bias" in launch.arrays for launch in plan.launches)
+        self.bias = {"bias": machine.zeros(device, zeros)} if reads_bias else {}
 
 
 def sums(array, axis, result):
     """result = the sums of a DeviceArray over all axes but one."""
     sizes = prod(array.shape[:axis]), array.shape[axis], prod(array.shape[axis + 1 :])
     if sizes[1]:
-        launch(partial(_ready_sums, sizes, array.dtype), {"y": array, "bias": result})
+        launch(_ready_sums, (sizes, array.dtype), {"y": array, "bias": result}, result)
 
 
 @lru_cache(maxsize=256)
-def _ready_sums(sizes, dtype, aligned, device):
+def _ready_sums(settings, aligned, device):
+    sizes, dtype = settings
     return Call(textbook.sums_plan(*sizes, DTYPES[dtype][1].name), dtype, device)
 
 
 # ------------------------------------------------------------------------------------------ the arrays
 
 
-def launch(ready, arrays):
-    """Run what ``ready(aligned, device)`` gives on the arrays, of which the last one is the result."""
-    result = list(arrays.values())[-1]
+def launch(ready, settings, arrays, result):
+    """Run what ``ready(settings, aligned, device)`` gives on the arrays, of which `result` is the last one."""
     if type(result) is DeviceArray:
         with machine.current(result.device):
-            _on_arrays(ready, arrays, result)
+            _on_arrays(ready, settings, arrays, result)
     else:
         device = machine.current_device()
         with machine.current(device):
-            _on_copies(ready(True, device), arrays, result)
+            _on_copies(ready(settings, True, device), arrays, result)
 
 
-def _on_arrays(ready, arrays, result):
+def _on_arrays(ready, settings, arrays, result):
     """On the stream of the result, after what the streams of the others were told."""
-    stream = result.stream
-    for other in {array.stream for array in arrays.values()} - {stream}:
+    stream, others, bits, addresses = result.stream, [], 0, {}
+    for name, array in arrays.items():
+        addresses[name] = machine.address(array)
+        bits |= array.pointer
+        if array.queue != result.queue:
+            others.append(array.stream)
+    if others:
+        follow(stream, others)
+    run(ready(settings, not bits % 16, result.device), addresses, stream)
+
+
+def follow(stream, others):
+    """What `stream` does from now on comes after what each of the others was told."""
+    for other in {*others} - {stream}:
         machine.follow(stream, other)
-    aligned = not any(array.pointer % 16 for array in arrays.values())
-    addresses = {name: machine.address(array) for name, array in arrays.items()}
-    run(ready(aligned, result.device), addresses, stream)
 
 
 def _on_copies(call, arrays, result):
@@ -167,7 +173,7 @@ def run(call, addresses, stream):
     try:
         for name, size in call.rooms.items():
             rooms[name] = machine.allocate(size, stream)
-        call.launch(slice(None), call.bias() | addresses | rooms, stream)
+        call.launch(slice(None), {**call.bias, **addresses, **rooms}, stream)
     finally:
         for address in rooms.values():
             machine.free(address, stream)

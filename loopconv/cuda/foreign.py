@@ -15,6 +15,7 @@ from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES
 
 CUDA = 2  # a GPU of NVIDIA, in the numbers of DLPack
+ITEMSIZE = {name: stored.itemsize for name, (stored, _) in DTYPES.items()}
 LEGACY = 1  # the default stream, in those of DLPack and of the CUDA array interface
 
 
@@ -27,18 +28,25 @@ class DeviceArray:
         One of those below, whose array it is.
     owner : object
         What the user knows, which keeps the memory.
-    pointer, device, stream : int
-        Where it is, on which GPU, and the stream that its library works on now.
+    pointer, device : int
+        Where it is, and on which GPU.
+    queue : int or class
+        Its stream, or the library that says which it works on now: asked once in a call, not for each array.
     shape : tuple of int
     dtype : str
         A key of DTYPES: bfloat16 is no dtype of NumPy's.
     """
 
-    __slots__ = ("device", "dtype", "library", "owner", "pointer", "shape", "stream")
+    __slots__ = ("device", "dtype", "library", "owner", "pointer", "queue", "shape")
 
-    def __init__(self, library, owner, pointer, shape, dtype, device, stream):
+    def __init__(self, library, owner, pointer, shape, dtype, device, queue):
         self.library, self.owner, self.pointer, self.shape = library, owner, pointer, shape
-        self.dtype, self.device, self.stream = dtype, device, stream
+        self.dtype, self.device, self.queue = dtype, device, queue
+
+    @property
+    def stream(self):
+        """The stream that its library works on now."""
+        return self.queue.stream(self.device) if isinstance(self.queue, type) else self.queue
 
     @property
     def ndim(self):
@@ -46,7 +54,7 @@ class DeviceArray:
 
     @property
     def nbytes(self):
-        return prod(self.shape) * DTYPES[self.dtype][0].itemsize
+        return prod(self.shape) * ITEMSIZE[self.dtype]
 
     @property
     def __cuda_array_interface__(self):
@@ -92,15 +100,17 @@ class Torch:
                 f"pass {name}.detach()"
             )
         value = _dense(name, value, value.is_contiguous(), value.contiguous)
-        device = value.get_device()
-        stream = torch.cuda.current_stream(device).cuda_stream
-        dtype = str(value.dtype).removeprefix("torch.")
-        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, device, stream)
+        dtype, device = _torch_dtype(value.dtype), value.get_device()
+        return DeviceArray(Torch, value, value.data_ptr(), tuple(value.shape), dtype, device, Torch)
+
+    @staticmethod
+    def stream(device):
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream
 
     @staticmethod
     def make(like, shape):
         owner = sys.modules["torch"].empty(shape, dtype=like.owner.dtype, device=like.owner.device)
-        return DeviceArray(Torch, owner, owner.data_ptr(), shape, like.dtype, like.device, like.stream)
+        return DeviceArray(Torch, owner, owner.data_ptr(), shape, like.dtype, like.device, Torch)
 
     @staticmethod
     def give(array):
@@ -116,15 +126,18 @@ class CuPy:
         if not isinstance(value, cupy.ndarray):
             return None
         value = _dense(name, value, value.flags.c_contiguous, lambda: cupy.ascontiguousarray(value))
-        stream = cupy.cuda.get_current_stream().ptr
-        return DeviceArray(CuPy, value, value.data.ptr, value.shape, value.dtype.name, value.device.id, stream)
+        return DeviceArray(CuPy, value, value.data.ptr, value.shape, value.dtype.name, value.device.id, CuPy)
+
+    @staticmethod
+    def stream(device):
+        return sys.modules["cupy"].cuda.get_current_stream().ptr  # of the GPU that is current
 
     @staticmethod
     def make(like, shape):
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(like.device):
             owner = cupy.empty(shape, like.owner.dtype)
-        return DeviceArray(CuPy, owner, owner.data.ptr, shape, like.dtype, like.device, like.stream)
+        return DeviceArray(CuPy, owner, owner.data.ptr, shape, like.dtype, like.device, CuPy)
 
     @staticmethod
     def give(array):
@@ -146,7 +159,7 @@ class Jax:
 
     @staticmethod
     def make(like, shape):
-        size = prod(shape) * DTYPES[like.dtype][0].itemsize
+        size = prod(shape) * ITEMSIZE[like.dtype]
         memory = machine.Kept(like.device, size)
         buffer = import_module("cuda.core").Buffer.from_handle(memory.pointer, max(size, 1), owner=memory)
         owner = Shared(_view().from_buffer(buffer, shape, dtype=like.owner.dtype), like)
@@ -181,15 +194,16 @@ class Other:
         described = getattr(value, "__cuda_array_interface__", None)
         if described is None:
             return None
-        dtype, (pointer, read_only) = _dtype(described["typestr"]), described["data"]
+        dtype, shape, (pointer, read_only) = _dtype(described["typestr"]), described["shape"], described["data"]
         if described.get("mask") is not None:
             raise TypeError(f"{name} must not be a masked array, got one with a mask; pass its data")
-        if not _is_contiguous(described["shape"], described.get("strides"), dtype):
+        strides = described.get("strides")
+        if strides is not None and not _is_contiguous(shape, strides, dtype):
             _refuse_gaps(name, "copy it into a contiguous one")
         if read_only and name == "out":
-            raise ValueError(f"out must be writable, got a read-only array of shape {described['shape']}")
+            raise ValueError(f"out must be writable, got a read-only array of shape {shape}")
         device = machine.device_of(pointer)
-        return DeviceArray(Other, value, pointer, described["shape"], dtype, device, described.get("stream") or 0)
+        return DeviceArray(Other, value, pointer, shape, dtype, device, described.get("stream") or 0)
 
     @staticmethod
     def make(like, shape):
@@ -204,6 +218,11 @@ class Other:
 
 
 @cache
+def _torch_dtype(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
 def _dtype(typestr):
     """The name of a dtype; of the other byte order, one that no kernel holds."""
     dtype = np.dtype(typestr)
@@ -212,9 +231,9 @@ def _dtype(typestr):
 
 def _is_contiguous(shape, strides, dtype):
     """Whether elements follow each other without gaps; axes of one pixel may have any stride."""
-    if strides is None or 0 in shape or dtype not in DTYPES:
+    if 0 in shape or dtype not in DTYPES:
         return True
-    step = DTYPES[dtype][0].itemsize
+    step = ITEMSIZE[dtype]
     for n, stride in zip(reversed(shape), reversed(strides)):
         if n != 1 and stride != step:
             return False

@@ -3,8 +3,10 @@
 import os
 import sys
 from array import array
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
+from struct import Struct
 
 import numpy as np
 
@@ -77,10 +79,9 @@ def _dotted(version):
 
 def done(result, doing):
     """What a call of the driver returned besides its status, or the error that the status means."""
-    status, *values = result
-    if status:
-        raise problem(status, doing)
-    return values[0] if len(values) == 1 else None
+    if result[0]:
+        raise problem(result[0], doing)
+    return result[1] if len(result) == 2 else None
 
 
 def problem(status, doing):
@@ -152,24 +153,27 @@ def _handle(device):
 
 @cache
 def _context(device):
-    """The context that all libraries share."""
-    return done(driver.cuDevicePrimaryCtxRetain(_handle(device)), f"starting GPU {device}")
+    """The address of the context that all libraries share."""
+    return int(done(driver.cuDevicePrimaryCtxRetain(_handle(device)), f"starting GPU {device}"))
 
 
-class current:
+def current(device):
     """``with current(device):`` is on that GPU, and afterwards on the one from before."""
+    context = _context(device)
+    return STAYS if int(done(driver.cuCtxGetCurrent(), "asking")) == context else changed(context)
 
-    def __init__(self, device):
-        self.context = _context(device)
 
-    def __enter__(self):
-        self.is_other = int(done(driver.cuCtxGetCurrent(), "asking")) != int(self.context)
-        if self.is_other:
-            done(driver.cuCtxPushCurrent(self.context), "changing to another GPU")
+STAYS = nullcontext()
 
-    def __exit__(self, *_):
-        if self.is_other:
-            done(driver.cuCtxPopCurrent(), "changing back")
+
+@contextmanager
+def changed(context):
+    """The same for a context that is not the current one."""
+    done(driver.cuCtxPushCurrent(context), "changing to another GPU")
+    try:
+        yield
+    finally:
+        done(driver.cuCtxPopCurrent(), "changing back")
 
 
 def current_device():
@@ -178,14 +182,19 @@ def current_device():
     return 0 if status else int(device)
 
 
+ORDINAL = driver and driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+
+
 def device_of(pointer):
     """Number of the GPU whose memory that is; arrays without elements have none."""
     if count() == 1:
         return 0
     if not pointer:
         return current_device()
-    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(done(driver.cuPointerGetAttribute(attribute, pointer), "asking whose memory an array is in"))
+    status, device = driver.cuPointerGetAttribute(ORDINAL, pointer)
+    if status:
+        raise problem(status, "asking whose memory an array is in")
+    return device
 
 
 # ------------------------------------------------------------------------------------ memory and streams
@@ -198,12 +207,17 @@ def address(given):
 
 def allocate(size, stream):
     """The address of `size` bytes, there for what the stream does from now on; nothing waits."""
-    return int(done(driver.cuMemAllocAsync(max(size, 1), stream), f"{size} bytes"))
+    status, pointer = driver.cuMemAllocAsync(size or 1, stream)
+    if status:
+        raise problem(status, f"{size} bytes")
+    return int(pointer)
 
 
 def free(pointer, stream):
     """Give back what `allocate` gave, once the stream has got there."""
-    done(driver.cuMemFreeAsync(pointer, stream), "giving memory back")
+    (status,) = driver.cuMemFreeAsync(pointer, stream)
+    if status:
+        raise problem(status, "giving memory back")
 
 
 def copy_in(pointer, source, stream):
@@ -293,25 +307,46 @@ class Prepared:
     def __init__(self, plan, dtype, device):
         compiled = import_module("loopconv.cuda.build").compiled
         self.numbers = [kept(device, launch.numbers) for launch in plan.launches]
-        self.steps = []
-        for launch, numbers in zip(plan.launches, self.numbers):
-            kernel = loaded(compiled(launch, plan.rooms, dtype, capability(device)), device, launch.shared)
-            self.steps.append((kernel, launch, numbers.pointer))
+        self.steps = [
+            (loaded(compiled(launch, plan.rooms, dtype, capability(device)), device, launch.shared), launch)
+            for launch in plan.launches
+        ]
+        self.names = tuple(dict.fromkeys(name for launch in plan.launches for name in launch.arrays))
+        self.write = Struct(f"{len(self.names)}Q").pack_into
+        self.spare = []
 
     def launch(self, part, addresses, stream):
         """Put a part of the launches, a slice, on the stream. The GPU has to be current."""
-        for kernel, launch, numbers in self.steps[part]:
-            start(kernel, launch, (*[addresses[name] for name in launch.arrays], numbers), stream)
+        try:
+            arguments = self.spare.pop()  # of which no other thread has hold now
+        except IndexError:
+            arguments = Arguments(self)
+        self.write(arguments.values, 0, *[addresses[name] for name in self.names])
+        for kernel, launch, pointers in arguments.steps[part]:
+            start(kernel, launch, pointers, stream)
+        self.spare.append(arguments)
 
 
-def start(kernel, launch, addresses, stream):
+class Arguments:
+    """The arguments of all launches of a plan, and for each launch the address of the pointers to its own.
+
+    The driver copies them while it is called, so that the next call writes its own in their place.
+    """
+
+    def __init__(self, prepared):
+        names, tables = prepared.names, [numbers.pointer for numbers in prepared.numbers]
+        self.values = array("Q", [0] * len(names) + tables)
+        first, _ = self.values.buffer_info()
+        place = {name: first + 8 * i for i, name in enumerate((*names, *range(len(tables))))}
+        self.lists = [
+            array("Q", [place[name] for name in (*launch.arrays, i)]) for i, (_, launch) in enumerate(prepared.steps)
+        ]
+        self.steps = [(*step, each.buffer_info()[0]) for step, each in zip(prepared.steps, self.lists)]
+
+
+def start(kernel, launch, pointers, stream):
     """Launch one kernel. What cannot be launched is said here; what fails while running, by a later call."""
-    values = array("Q", addresses)
-    first = values.buffer_info()[0]
-    pointers = array("Q", range(first, first + 8 * len(addresses), 8))
-    (status,) = driver.cuLaunchKernel(
-        kernel, launch.grid, 1, 1, launch.block, 1, 1, launch.shared, stream, pointers.buffer_info()[0], 0
-    )
+    (status,) = driver.cuLaunchKernel(kernel, launch.grid, 1, 1, launch.block, 1, 1, launch.shared, stream, pointers, 0)
     if status:
         size = f"{launch.grid} blocks of {launch.block} threads and {launch.shared} bytes"
         raise problem(status, f"the launch of {launch.make.__name__} with {size}")

@@ -39,7 +39,7 @@ class GpuPlan(Plan):
             machine.wait(array.stream)
         kept |= {name: machine.Kept(like.device, size) for name, size in self._call.rooms.items()}
         self._kept, self._stream = kept, like.stream
-        self._addresses = self._call.bias() | {name: memory.pointer for name, memory in kept.items()}
+        self._addresses = {"x": 0, "y": 0} | self._call.bias | {name: memory.pointer for name, memory in kept.items()}
         launches, fixed = self._call.plan.launches, {"w", *self._call.rooms}
         self._fixed = next((n for n, launch in enumerate(launches) if not fixed.issuperset(launch.arrays)), 0)
         self._call.launch(slice(self._fixed), self._addresses, like.stream)
@@ -70,8 +70,7 @@ class GpuPlan(Plan):
 
     def _run(self, source, result):
         stream = result.stream
-        for other in {source.stream, self._stream} - {stream}:
-            machine.follow(stream, other)
+        driver.follow(stream, (source.stream if source.queue != result.queue else stream, self._stream))
         self._stream = stream
         arrays = {self._source: machine.address(source), self._result: machine.address(result)}
         is_aligned = not (source.pointer % 16 or result.pointer % 16)

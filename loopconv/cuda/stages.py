@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 # name -> (dtype in memory, dtype of the sums)
-DTYPES = {
+DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {
     "float32": (np.dtype(np.float32), np.dtype(np.float32)),
     "float64": (np.dtype(np.float64), np.dtype(np.float64)),
     "float16": (np.dtype(np.float16), np.dtype(np.float32)),
