@@ -75,8 +75,11 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
 
     # over 100 lines in all: each loop needs what those around it have worked out
     def direct(arrays, scratch, plan, first, last):
-        """Compute the units of work first .. last-1; a unit is (image, group, part of the tiles of pixels, fan of F
-        result phases, share of the blocks of result channels).
+        """Compute the units of work first .. last-1; a unit is (image, group, share of the blocks of result channels,
+        part of the tiles of pixels, fan of F result phases).
+
+        In that order a thread has some of the channels, and mostly packed their weights itself: with shares last, all
+        threads read all weights, and 1024->512 1x1, stride 2, took 1.30 instead of 1.14 ms on two.
 
         `arrays` are the buffer, the packed weights, the result and the bias; panels.py has the tables in `plan`.
         """
@@ -92,7 +95,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
         # each channel of each merged phase is a row of the tiles, one phase after the other
         row_blocks, fans, is_merged = (merged * M + rows - 1) // rows, phases // F, merged > 1
         for unit in range(first, last):
-            share, fan, part = unit % shares, unit // shares % fans, unit // (shares * fans) % parts
+            fan, part, share = unit % fans, unit // fans % parts, unit // (fans * parts) % shares
             g, n = unit // (shares * fans * parts) % G, unit // (shares * fans * parts * G)
             at = phase_table + fan * F * 7
             tiles, positions = plan[at + 2], plan[at + 3]
