@@ -42,9 +42,9 @@ def accept_of_host(**arrays):
 
 
 def _array(name, value):
-    if (read := _reader(type(value))) and (on_gpu := read(name, value)):
-        return on_gpu
     if type(value) is not np.ndarray:
+        if (read := _reader(type(value))) and (on_gpu := read(name, value)):
+            return on_gpu
         if value is None:
             if name == "bias":
                 return None

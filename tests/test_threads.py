@@ -261,7 +261,6 @@ def counted(a_team, workers, units, effort=300, work=10**9):
     with mock.patch.object(threads, "get_num_threads", return_value=workers):
         scratches = np.zeros((a_team.gather(work), 16))
     said = a_team.run(counting().address, tuple(done), scratches, np.array([effort]), units)
-    a_team.leave()
     assert said == units
     return done[0], scratches.any(axis=1)
 

@@ -5,6 +5,7 @@ from math import prod
 
 import numpy as np
 
+from loopconv import threads
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import launch
@@ -92,13 +93,14 @@ def run(stages, arrays, rooms, workspace, work):
     """
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    workers, said = team.gather(work), 0
+    said, is_shared = 0, threads.worth(work) > 1 and team.is_free.acquire(blocking=False)
     try:
+        workers = team.gather(work) if is_shared else 1
         for stage in stages:
             said = said or launch(stage, arrays, workspace, workers)
     finally:
-        if workers > 1:
-            team.leave()
+        if is_shared:
+            team.is_free.release()
     return not said
 
 

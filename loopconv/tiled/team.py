@@ -252,21 +252,12 @@ class Team:
         self.job, self.members, self.is_waking = np.zeros(0, np.int64), [], False
 
     def gather(self, work):
-        """How many threads take part in a call of so much work; if it is not alone, it has the team until it leaves."""
+        """How many threads take part in a call of so much work, which has the team (`is_free`) until its end."""
         workers = threads.worth(work)
-        if workers == 1 or not self.is_free.acquire(blocking=False):
-            return 1
         if len(self.job) < NEXT + workers * LINE:
             self._grow(workers)
         self.is_waking = work >= threads.WAKING_MACS
-        if self.is_waking or not all(member.is_asleep for member in self.members):
-            return workers
-        self.leave()
-        return 1
-
-    def leave(self):
-        """Let other calls have the team."""
-        self.is_free.release()
+        return workers if self.is_waking or not all(member.is_asleep for member in self.members) else 1
 
     def run(self, kernel, operands, scratches, plan, units):
         """What a kernel says of `units` units of work, done by up to as many threads as there are scratches."""
