@@ -188,14 +188,14 @@ def parts(arrays, dtype):
         return job[SAID]
 
     numbers = [types.int64] * 2
-    part = built(jit(assist), (WORDS, types.int64)).address
-    return part, built(jit(lead), (WORDS, *numbers, operands, scratches, WORDS, *numbers)).run
+    part = built(jit(assist, fastmath=set()), (WORDS, types.int64)).address
+    return part, built(jit(lead, fastmath=set()), (WORDS, *numbers, operands, scratches, WORDS, *numbers)).run
 
 
 @cache
 def attending():
     """`attend`, compiled."""
-    return built(jit(attend), (WORDS, types.int64, types.int64)).run
+    return built(jit(attend, fastmath=set()), (WORDS, types.int64, types.int64)).run
 
 
 # -------------------------------------------------------------------------------------------- its threads

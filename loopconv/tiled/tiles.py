@@ -212,7 +212,7 @@ def winograd_tile(t, m, taps, tiles):
 
 
 # Channels of A that are transformed together, at most, and the fewest tiles of pixels in a part. Of the 784 tiles of
-# 64->64 3x3, 56x56, parts of at least 256, 192 and 128 take 1.21, 1.25 and 1.33 ms, and two threads 0.83, 0.64 and 0.70.
+# 64->64 3x3, 56x56, parts of at least 256, 192 and 128 take 1.21, 1.25 and 1.33 ms, on two threads 0.83, 0.64 and 0.70.
 GROUP_CHANNELS, PART_TILES = 96, 192
 
 
