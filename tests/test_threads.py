@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from unittest import mock
 
@@ -255,12 +256,20 @@ def counting():
     return built(jit(make_count()), (types.UniTuple(array, 2), array, words, types.int64, types.int64))
 
 
+@contextmanager
+def gathered(a_team, workers, work):
+    a_team.is_free.acquire()
+    with mock.patch.object(threads, "get_num_threads", return_value=workers):
+        yield a_team.gather(work)
+    a_team.let_go()
+
+
 def counted(a_team, workers, units, effort=300, work=10**9):
     """How often each unit of a job was done, after a look at what the kernels said, and which threads did some."""
     done = np.zeros((2, units))
-    with mock.patch.object(threads, "get_num_threads", return_value=workers):
-        scratches = np.zeros((a_team.gather(work), 16))
-    said = a_team.run(counting().address, tuple(done), scratches, np.array([effort]), units)
+    with gathered(a_team, workers, work) as workers:
+        scratches = np.zeros((workers, 16))
+        said = a_team.run(counting().address, tuple(done), scratches, np.array([effort]), units)
     assert said == units
     return done[0], scratches.any(axis=1)
 
@@ -292,16 +301,34 @@ def test_members_do_their_share(a_team):
     assert np.any(shares, axis=0).all()
 
 
+def until(is_true):
+    """Wait for what happens soon, and fails where it does not."""
+    end = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_small_work_wakes_nobody(a_team):
     counted(a_team, 2, 8)
     (member,) = a_team.members
-    while not member.is_asleep:
-        time.sleep(0.001)
-    with mock.patch.object(threads, "get_num_threads", return_value=2):
-        assert a_team.gather(threads.WAKING_MACS - 1) == 1
-    assert member.is_asleep
-    counted(a_team, 2, 8, work=threads.WAKING_MACS)
-    assert not member.is_asleep
+    until(lambda: member.is_asleep)
+    with gathered(a_team, 2, threads.WAKING_MACS - 1) as workers:
+        assert workers == 1
+        time.sleep(0.01)
+        assert member.is_asleep
+
+
+def test_members_do_not_sleep_during_a_call(a_team):
+    counted(a_team, 2, 8)
+    (member,) = a_team.members
+    until(lambda: member.is_asleep)
+    with gathered(a_team, 2, threads.WAKING_MACS) as workers:
+        assert workers == 2
+        until(lambda: not member.is_asleep)
+        time.sleep(0.01)
+        assert not member.is_asleep
+    until(lambda: member.is_asleep)
 
 
 def test_nobody_waits_for_a_member_that_does_not_come(a_team, monkeypatch):
@@ -330,8 +357,7 @@ def test_a_member_does_not_wake_on_the_processor_of_the_caller(a_team):
     try:
         for processor in sorted(before)[:2]:
             os.sched_setaffinity(0, {processor})
-            while not member.is_asleep:
-                time.sleep(0.001)
+            until(lambda: member.is_asleep)
             counted(a_team, 2, 8)
             assert os.sched_getaffinity(member.native_id) == before - {processor}
     finally:

@@ -100,7 +100,7 @@ def run(stages, arrays, rooms, workspace, work):
             said = said or launch(stage, arrays, workspace, workers)
     finally:
         if is_shared:
-            team.is_free.release()
+            team.let_go()
     return not said
 
 
