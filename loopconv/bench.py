@@ -45,8 +45,8 @@ PLANNED = "tiled"
 
 # Each of ours and the peers is timed for about so many seconds, in so many rounds; a round repeats a short call.
 SECONDS, ROUNDS, ROUND_SECONDS = 0.5, (7, 25), 0.005
-# Idle threads of OpenMP spin for some milliseconds after a call, on the processors of whoever is next.
-PAUSE = 0.005
+# Idle threads of OpenMP spin for 9 ms after a call, on the processors of whoever is next.
+PAUSE = 0.012
 # A peer may err by so many times the tolerance of our own kernels.
 PEER_TOLERANCE = 10
 
