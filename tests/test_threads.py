@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -259,9 +258,10 @@ def counting():
 @contextmanager
 def gathered(a_team, workers, work):
     a_team.is_free.acquire()
-    with mock.patch.object(threads, "get_num_threads", return_value=workers):
-        yield a_team.gather(work)
-    a_team.let_go()
+    try:
+        yield a_team.gather(workers, work)
+    finally:
+        a_team.let_go()
 
 
 def counted(a_team, workers, units, effort=300, work=10**9):
@@ -309,14 +309,20 @@ def until(is_true):
         time.sleep(0.001)
 
 
-def test_small_work_wakes_nobody(a_team):
+def test_small_work_wakes_nobody(a_team, monkeypatch):
+    monkeypatch.setattr(team.Member, "start", lambda self: None)
+    monkeypatch.setattr(team.Member, "join", lambda self: None)
     counted(a_team, 2, 8)
     (member,) = a_team.members
-    until(lambda: member.is_asleep)
-    with gathered(a_team, 2, threads.WAKING_MACS - 1) as workers:
-        assert workers == 1
-        time.sleep(0.01)
-        assert member.is_asleep
+    for is_asleep, work, workers, rings in (
+        (True, threads.WAKING_MACS - 1, 1, 0),
+        (False, threads.WAKING_MACS - 1, 2, 0),
+        (False, threads.WAKING_MACS, 2, 0),
+        (True, threads.WAKING_MACS, 2, 1),
+    ):
+        member.is_asleep = is_asleep
+        with gathered(a_team, 2, work) as given:
+            assert (given, member.bell.qsize()) == (workers, rings)
 
 
 def test_members_do_not_sleep_during_a_call(a_team):

@@ -93,9 +93,10 @@ def run(stages, arrays, rooms, workspace, work):
     """
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    said, is_shared = 0, threads.worth(work) > 1 and team.is_free.acquire(blocking=False)
+    said, workers = 0, threads.worth(work)
+    is_shared = workers > 1 and team.is_free.acquire(blocking=False)
     try:
-        workers = team.gather(work) if is_shared else 1
+        workers = team.gather(workers, work) if is_shared else 1
         for stage in stages:
             said = said or launch(stage, arrays, workspace, workers)
     finally:

@@ -103,9 +103,9 @@ def tile_outer(typing, tile, a, i, step, b, j):
 
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, step_, b_, j_ = arguments
-        rows = _address(context, builder, a, a_, i_)
+        rows = address(context, builder, a, a_, i_)
         places = [builder.gep(rows, [builder.mul(step_, _INT64(m))]) for m in range(tile.rows)]
-        return _outer(builder, tile, acc, places, _address(context, builder, b, b_, j_))
+        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_))
 
     return tile(tile, a, types.int64, types.int64, b, types.int64), codegen
 
@@ -116,10 +116,10 @@ def tile_outer_at(typing, tile, a, i, offsets, t, b, j):
 
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, offsets_, t_, b_, j_ = arguments
-        begin = _address(context, builder, a, a_, i_)
-        shifts = _address(context, builder, offsets, offsets_, t_)
+        begin = address(context, builder, a, a_, i_)
+        shifts = address(context, builder, offsets, offsets_, t_)
         places = [builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(m)]))]) for m in range(tile.rows)]
-        return _outer(builder, tile, acc, places, _address(context, builder, b, b_, j_))
+        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_))
 
     return tile(tile, a, types.int64, offsets, types.int64, b, types.int64), codegen
 
@@ -130,8 +130,8 @@ def tile_axpy(typing, tile, a, i, b, j, row_step, col_step):
 
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, b_, j_, row_step_, col_step_ = arguments
-        scalar = _splat(builder, _load(builder, _address(context, builder, a, a_, i_), tile.dtype_ir), tile.vector)
-        begin = _address(context, builder, b, b_, j_)
+        scalar = _splat(builder, _load(builder, address(context, builder, a, a_, i_), tile.dtype_ir), tile.vector)
+        begin = address(context, builder, b, b_, j_)
         for m, n in product(range(tile.rows), range(tile.cols)):
             shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
             vector = _load(builder, builder.gep(begin, [shift]), tile.vector)
@@ -152,7 +152,7 @@ def tile_slide(typing, tile, a, i, step, taps, b, j, row_step, col_step):
 
     def codegen(context, builder, signature, arguments):
         acc, a_, i_, step_, taps_, b_, j_, row_step_, col_step_ = arguments
-        first, begin = _address(context, builder, a, a_, i_), _address(context, builder, b, b_, j_)
+        first, begin = address(context, builder, a, a_, i_), address(context, builder, b, b_, j_)
         after = builder.append_basic_block("slid")
         known = {number: builder.append_basic_block(f"taps{number}") for number in range(1, MOST_TAPS + 1)}
         switch = builder.switch(taps_, known[MOST_TAPS])
@@ -206,7 +206,7 @@ def tile_add(typing, tile, array, i, step):
 
     def codegen(context, builder, signature, arguments):
         acc, array_, i_, step_ = arguments
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         for m in range(tile.rows):
             scalar = _load(builder, builder.gep(begin, [builder.mul(step_, _INT64(m))]), tile.dtype_ir)
             add = _splat(builder, scalar, tile.vector)
@@ -235,10 +235,10 @@ def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
                 return _load(builder, place, tile.vector)
             return _masked_load(builder, place, tile.vector, mask)
 
-        begin = _address(context, builder, b, b_, j_)
-        shifts = _address(context, builder, offsets, offsets_, t_)
+        begin = address(context, builder, b, b_, j_)
+        shifts = address(context, builder, offsets, offsets_, t_)
         columns = [load(builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(n)]))])) for n in range(tile.cols)]
-        rows = _address(context, builder, a, a_, i_)
+        rows = address(context, builder, a, a_, i_)
         for m in range(tile.rows):
             row = load(builder.gep(rows, [builder.mul(step_, _INT64(m))]))
             for n in range(tile.cols):
@@ -257,7 +257,7 @@ def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
 
     def codegen(context, builder, signature, arguments):
         array_, i_, row_step_, col_step_ = arguments[:4]
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
         for m, n in product(range(tile.rows), range(tile.cols)):
             shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
@@ -279,7 +279,7 @@ def tile_load_every(typing, array, i, row_step, lane_step, lanes, rows, cols):
     step = lane_step.literal_value
 
     def codegen(context, builder, signature, arguments):
-        begin = _address(context, builder, array, *arguments[:2])
+        begin = address(context, builder, array, *arguments[:2])
         acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
         for m, n in product(range(tile.rows), range(0, tile.cols, step)):
             row = builder.gep(begin, [builder.add(builder.mul(arguments[2], _INT64(m)), _INT64(n))])
@@ -304,7 +304,7 @@ def tile_gather(typing, array, i, row_step, col_step, lane_step, count, lanes, r
 
     def codegen(context, builder, signature, arguments):
         array_, i_, row_step_, col_step_, lane_step_, count_ = arguments[:6]
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         last = builder.sub(count_, _INT64(1))
         lanes = [_INT64(lane) for lane in range(tile.lanes)]
         lanes = [builder.select(builder.icmp_signed("<", lane, last), lane, last) for lane in lanes]
@@ -345,7 +345,7 @@ def tile_store(typing, tile, array, i, row_step, col_step):
 
     def codegen(context, builder, signature, arguments):
         acc, array_, i_, row_step_, col_step_ = arguments
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         for m, n in product(range(tile.rows), range(tile.cols)):
             shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
             _store(builder, builder.extract_value(acc, m * tile.cols + n), builder.gep(begin, [shift]))
@@ -366,7 +366,7 @@ def tile_store_every(typing, tile, array, i, row_step, step, rows, count):
 
     def codegen(context, builder, signature, arguments):
         acc, array_, i_, row_step_, _, rows_, count_ = arguments
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         zero = ir.Constant(tile.vector, [0.0] * tile.lanes)
         ours = ir.Constant(ir.VectorType(ir.IntType(1), tile.lanes), [lane % every == 0 for lane in range(tile.lanes)])
 
@@ -454,7 +454,7 @@ def prefetch(typing, array, index):
     """Have array[index] brought into the second-level cache; it need not be there."""
 
     def codegen(context, builder, signature, arguments):
-        _prefetch(builder, _address(context, builder, array, *arguments), to_write=0, locality=2)
+        _prefetch(builder, address(context, builder, array, *arguments), to_write=0, locality=2)
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
@@ -466,7 +466,7 @@ def prefetch_tile(typing, array, i, row_step, col_step, rows, cols):
 
     def codegen(context, builder, signature, arguments):
         array_, i_, row_step_, col_step_ = arguments[:4]
-        begin = _address(context, builder, array, array_, i_)
+        begin = address(context, builder, array, array_, i_)
         for m, n in product(range(rows.literal_value), range(cols.literal_value)):
             shift = builder.add(builder.mul(row_step_, _INT64(m)), builder.mul(col_step_, _INT64(n)))
             _prefetch(builder, builder.gep(begin, [shift]), to_write=1, locality=3)
@@ -482,7 +482,7 @@ def pointer(typing, array, index):
     kind = types.CPointer(array.dtype)
 
     def codegen(context, builder, signature, arguments):
-        return _address(context, builder, array, *arguments)
+        return address(context, builder, array, *arguments)
 
     return kind(array, types.int64), codegen
 
@@ -518,7 +518,7 @@ def tile_spill(typing, tile):
     return kind(tile), codegen
 
 
-def _address(context, builder, array_type, array, index):
+def address(context, builder, array_type, array, index):
     """Pointer to array[index], of an array or a pointer; nothing is checked."""
     if isinstance(array_type, types.CPointer):
         return builder.gep(array, [index])

@@ -23,6 +23,7 @@ from numba.extending import intrinsic, register_jitable
 
 from loopconv import threads
 from loopconv.loops.compile import built, jit, named
+from loopconv.tiled.simd import address
 
 # Pieces of work per thread: one that loses its processor for a while leaves the rest of its pieces to the others.
 PIECES = 4
@@ -48,16 +49,12 @@ WORDS = types.Array(types.int64, 1, "C")
 # ---------------------------------------------------------------------------------- what threads share
 
 
-def _place(context, builder, words, index):
-    return builder.gep(context.make_array(WORDS)(context, builder, words).data, [index])
-
-
 @intrinsic
 def add(typing, words, index, value):
     """words[index], which is `value` more afterwards; no other thread comes between."""
 
     def codegen(context, builder, signature, arguments):
-        place = _place(context, builder, *arguments[:2])
+        place = address(context, builder, WORDS, *arguments[:2])
         return builder.atomic_rmw("add", place, arguments[2], "acq_rel")
 
     return types.int64(WORDS, types.int64, types.int64), codegen
@@ -68,7 +65,7 @@ def look(typing, words, index):
     """words[index] as it is now, and all that was written before it became so."""
 
     def codegen(context, builder, signature, arguments):
-        return builder.load_atomic(_place(context, builder, *arguments), "acquire", 8)
+        return builder.load_atomic(address(context, builder, WORDS, *arguments), "acquire", 8)
 
     return types.int64(WORDS, types.int64), codegen
 
@@ -87,8 +84,8 @@ def pause(typing):
 
 
 @intrinsic
-def call(typing, address, arguments):
-    """Call the function at `address`, of which no code is compiled again: linked in, it took 4 to 9 s."""
+def call(typing, place, arguments):
+    """Call the function at `place`, of which no code is compiled again: linked in, it took 4 to 9 s."""
 
     def codegen(context, builder, signature, values):
         kind = context.call_conv.get_function_type(types.int64, arguments.types)
@@ -113,7 +110,7 @@ def lent(kind):
     """What takes values of a type from the address that `lend` gave."""
 
     @intrinsic
-    def take(typing, address):
+    def take(typing, where):
         def codegen(context, builder, signature, arguments):
             place = builder.inttoptr(arguments[0], context.get_value_type(kind).as_pointer())
             return impl_ret_borrowed(context, builder, kind, builder.load(place))
@@ -250,13 +247,12 @@ class Team:
         self.is_free = threading.Lock()
         self.job, self.members = np.zeros(0, np.int64), []
 
-    def gather(self, work):
-        """How many threads take part in a call of so much work, which has taken `is_free`, until it lets the team go.
+    def gather(self, workers, work):
+        """How many of `workers` threads take part in a call, which has taken `is_free`, until it lets the team go.
 
         Meanwhile members do not sleep: else the copies for a gradient of 24 ms often ended just while a member fell
         asleep, and the rest, 12 ms on two threads, took as long as on one.
         """
-        workers = threads.worth(work)
         if len(self.job) < NEXT + workers * LINE:
             self._grow(workers)
         self.job[BUSY] = 1
