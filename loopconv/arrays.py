@@ -27,8 +27,9 @@ COMPUTE = {
 def accept(**arrays):
     """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
     for name, value in arrays.items():
-        if type(value) is not np.ndarray or value.dtype.char not in COMPUTE:
-            arrays[name] = _array(name, value)
+        if (type(value) is np.ndarray and value.dtype.char in COMPUTE) or (value is None and name == "bias"):
+            continue
+        arrays[name] = _array(name, value)
     return list(arrays.values())
 
 
@@ -46,8 +47,6 @@ def _array(name, value):
         if (read := _reader(type(value))) and (on_gpu := read(name, value)):
             return on_gpu
         if value is None:
-            if name == "bias":
-                return None
             raise TypeError(f"{name} must be an array of numbers, got None")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must not be a masked array; fill it first, for example {name}.filled(0)")

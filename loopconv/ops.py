@@ -48,8 +48,7 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
     Where a gradient is given, the other factor is conjugated: that of a complex product a*b with
     respect to a is ``grad * conj(b)``.
     """
-    left_out = "grad" if "grad" not in given else "x" if "w" in given else "w"
-    role = roles[left_out]
+    role = roles["grad" if "grad" not in given else "x" if "w" in given else "w"]
     whole = g.shapes[role]
     shape = whole if batched or role == "w" else whole[1:]
     dtype, compute = arrays.dtypes(*given.values(), bias)
@@ -63,16 +62,15 @@ def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, al
 
     if compute.kind == "c" and "grad" in given:
         given = {name: array if name == "grad" else array.conj() for name, array in given.items()}
-    operands = {}
+    in_place = out is not None and arrays.is_plain(out, compute)
+    operands = {role: out.reshape(whole) if in_place else np.empty(whole, compute)}
     for name, array in given.items():
         of = roles[name]
         operands[of] = arrays.plain(array, g.shapes[of], compute)
-    in_place = out is not None and arrays.is_plain(out, compute)
-    operands[role] = out.reshape(whole) if in_place else np.empty(whole, compute)
     if bias is not None:
         operands["bias"] = arrays.plain(bias, bias.shape, compute)
     run(g, **operands)
-    result = operands[role] if shape == whole else operands[role].reshape(shape)
+    result = operands[role] if shape is whole else operands[role].reshape(shape)
     if out is None:
         return result if dtype == compute else result.astype(dtype)
     if not in_place:

@@ -220,13 +220,20 @@ TILED_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64)))
 
 
 def _tiled_unsupported(contraction, geometry, dtype):
+    if reason := _tiled_reason(contraction, geometry, dtype):
+        return reason
+    threads.check()
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _tiled_reason(contraction, geometry, dtype):
     if contraction == "adjoint" and prod(geometry.stride) > TILED_PHASES:
         return f"the tiles take strides of up to {TILED_PHASES} pixels in all, this call has {geometry.stride}"
     if reason := _loops_unsupported(geometry, dtype):
         return reason
     if np.dtype(dtype) not in TILED_DTYPES:
         return f"the tiles hold float32 or float64, this call computes in {np.dtype(dtype)}"
-    threads.check()
     return None
 
 

@@ -62,7 +62,7 @@ def weight(geometry, x, w, y, algorithm=None):
         return
     plan = weight_plan(geometry, x.dtype, algorithm)
     # where results are not finite, dot products have to say which ones really are not
-    arrays = {"x": x.reshape(-1), "y": y.reshape(-1), "w": w.reshape(-1)}
+    arrays = {"x": x.ravel(), "y": y.ravel(), "w": w.ravel()}
     if not run(plan.call, arrays, plan.rooms, own(), plan.work):
         weight(geometry, x, w, y, "dots")
 
@@ -74,11 +74,11 @@ def _sum(contraction, geometry, source, w, out, bias, algorithm):
         return True
     plan = sum_plan(contraction, geometry, out.dtype, algorithm)
     arrays = {
-        "source": source.reshape(-1), "w": w.reshape(-1), "out": out.reshape(-1),
+        "source": source.ravel(), "w": w.ravel(), "out": out.ravel(),
         "bias": zeros(out.shape[1], out.dtype) if bias is None else bias,
     }  # fmt: skip
     workspace = own()
-    if not run(plan.prepare, arrays, plan.kept, workspace, plan.work):
+    if plan.prepare and not run(plan.prepare, arrays, plan.kept, workspace, plan.work):
         return False
     if not run(plan.call, arrays, plan.rooms, workspace, plan.work):
         # where Winograd's results are not finite, the direct kernel has to say which ones really are not
@@ -93,15 +93,20 @@ def run(stages, arrays, rooms, workspace, work):
     """
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, size, arrays["w"].dtype)
-    said, workers = 0, threads.worth(work)
-    is_shared = workers > 1 and team.is_free.acquire(blocking=False)
+    workers = threads.worth(work)
+    if workers == 1 or not team.is_free.acquire(blocking=False):
+        return run_on(1, stages, arrays, workspace)
     try:
-        workers = team.gather(workers, work) if is_shared else 1
-        for stage in stages:
-            said = said or launch(stage, arrays, workspace, workers)
+        return run_on(team.gather(workers, work), stages, arrays, workspace)
     finally:
-        if is_shared:
-            team.let_go()
+        team.let_go()
+
+
+def run_on(workers, stages, arrays, workspace):
+    """The stages on so many threads, with all arrays there; see `run`."""
+    said = 0
+    for stage in stages:
+        said = said or launch(stage, arrays, workspace, workers)
     return not said
 
 

@@ -26,13 +26,11 @@ class Kernel:
 
     def build(self, arrays, dtype):
         """The build for so many arrays, of which a kernel always takes as many, of `dtype`."""
-        build = self.builds.get(dtype)
-        if build is None:
-            element = numba.from_dtype(dtype)
-            array, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
-            signature = (types.UniTuple(array, arrays), array, integers, types.int64, types.int64)
-            build = self.builds[dtype] = built(self.serial, signature)
-        return build
+        element = numba.from_dtype(dtype)
+        array, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
+        signature = (types.UniTuple(array, arrays), array, integers, types.int64, types.int64)
+        self.builds[dtype] = built(self.serial, signature)
+        return self.builds[dtype]
 
 
 @cache
@@ -46,11 +44,12 @@ def launch(stage, arrays, workspace, workers=1):
     kernel, names, numbers, units, size = stage
     operands = tuple([arrays[name] for name in names])
     dtype = operands[0].dtype
-    build, workers = kernel.build(len(operands), dtype), min(workers, units)
-    if workers <= 1:
+    build = kernel.builds.get(dtype) or kernel.build(len(operands), dtype)
+    if workers == 1 or units <= 1:
         scratch = workspace.room("scratch", size, dtype)
         scratch[0] = 0
         return build.run(operands, scratch, numbers, 0, units)
+    workers = min(workers, units)
     size = -(-size // LINE) * LINE  # threads do not share a line
     scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
     return team.run(build.address, operands, scratches, numbers, units)
