@@ -1383,7 +1383,7 @@ def test_a_second_process_loads_kernels_and_what_threads_share(two_threads, tmp_
 
 
 def test_names_on_disk_change_with_the_sources():
-    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 1, 3, 3, False)
+    kernel = launch.compiled(plans.make_dots, tiles.lanes(FLOAT32), 8, 1, 1, 3, 3, False)
     assert source_hash() in kernel.serial._cache._cache_file._index_name
 
 
@@ -1751,8 +1751,8 @@ def test_kernels_of_other_sizes_have_other_names():
     names = [
         launch.compiled(make, *sizes).serial.py_func.__qualname__
         for make, sizes in (
-            (plans.make_dots, (8, 8, 1, 3, 3, False)),
-            (plans.make_dots, (8, 8, 1, 5, 2, True)),
+            (plans.make_dots, (8, 8, 1, 1, 3, 3, False)),
+            (plans.make_dots, (8, 8, 1, 1, 5, 2, True)),
             (plans.make_winograd, (2, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd, (4, 3, 3, 8, *MIDDLE, False)),
             (plans.make_winograd_weight, (3, 3, 8, *MIDDLE, 16, False)),
@@ -1760,7 +1760,7 @@ def test_kernels_of_other_sizes_have_other_names():
         )
     ]
     assert len(set(names)) == 6
-    assert "dots_8_8_1_3_3_False_serial" in names[0]
+    assert "dots_8_8_1_1_3_3_False_serial" in names[0]
 
 
 @pytest.mark.parametrize(("m", "taps"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])

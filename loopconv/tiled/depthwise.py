@@ -44,13 +44,13 @@ def make_write(lanes, rows, cols):
     return write
 
 
-def make_depthwise(lanes, row_lanes, every, rows, cols, F):
+def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
     """The kernel with a tile of `rows` rows of pixels x `cols` vectors, for `F` phases of the result at a time.
 
     The source is copied by vectors of `row_lanes`, as rows may be short. Of two phases pixels alternate in the output;
     their tiles have one column.
     """
-    width, pack_channel = cols * lanes, make_pack_channel(row_lanes, every)
+    width, pack_channel = cols * lanes, make_pack_channel(row_lanes, every, planes)
     summed, write = make_summed(lanes, rows, cols), make_write(lanes, rows, cols)
 
     def depthwise(arrays, scratch, plan, first, last):

@@ -5,13 +5,13 @@ from loopconv.tiled.pack import make_pack_channel
 from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_zeros
 
 
-def make_dots(lanes, few_lanes, every, rows, cols, own):
+def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
     """The kernel with a tile of `rows` channels of y x `cols` taps, each a vector of partial sums.
 
     Where each channel of x serves one unit only, this makes its `own` padded copy, which stays in the second-level
     cache; else x may be such copies.
     """
-    size, pack_channel = rows * cols * lanes, make_pack_channel(few_lanes, every)
+    size, pack_channel = rows * cols * lanes, make_pack_channel(few_lanes, every, planes)
 
     def dots(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, block of y's channels, channel of x, part).

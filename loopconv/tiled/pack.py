@@ -138,50 +138,48 @@ def _pack_plane(*arguments):
     return pack_plane
 
 
-def make_pack_channel(lanes, every):
+def make_pack_channel(lanes, every, planes):
     """Of sources whose rows are read every pixel or every second, or, with 0, any number of them apart.
 
-    One function for all of these took 3.3 s to compile, these take 1.1, 2.0 and 1.1.
+    One function for all of these took 3.3 s to compile, these take 1.1.
     """
-    is_whole, is_halved = every == 1, every == 2
+    is_any = every == 0
 
     @register_jitable
-    @named(lanes, every)
+    @named(lanes, every, planes)
     def pack_channel(x, buffer, plan, table, channel, target):
         """Write all phase planes of one channel of `x` to buffer[target:], with zeros around.
 
         plan[table:] are (elements of a channel of x, pitch of a slice, of a row, origin, plane, number of entries), and
-        then for each plane, or for two that are read together, (first element, step in a row, planes, slices, rows,
-        pixels of a row, of the other plane's, elements between slices, between rows).
+        then for each plane, or for two that are read together, (first element, step in a row, slices, rows, pixels of a
+        row, of the other plane's, elements between slices, between rows).
         """
         step, slice_pitch, pitch, origin, plane, entries = (
             plan[table], plan[table + 1], plan[table + 2], plan[table + 3], plan[table + 4], plan[table + 5],
         )  # fmt: skip
         for entry in range(entries):
-            at = table + 6 + entry * 9
-            first, apart, planes, Z, P, n, odd, slice_, line = (
+            at = table + 6 + entry * 8
+            first, apart, Z, P, n, odd, slice_, line = (
                 channel * step + plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5],
-                plan[at + 6], plan[at + 7], plan[at + 8],
+                plan[at + 6], plan[at + 7],
             )  # fmt: skip
             place = pointer(buffer, target)
             target += planes * plane
-            if is_whole:
-                pack_plane(x, first, 1, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
-            elif not is_halved:
+            if is_any:
                 pack_plane(
-                    x, first, apart, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes
+                    x, first, apart, planes, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes
                 )
-            elif planes == 2:
-                pack_plane(x, first, 2, 2, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
             else:
-                pack_plane(x, first, 2, 1, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes)
+                pack_plane(
+                    x, first, every, planes, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes
+                )
 
     return pack_channel
 
 
-def make_pack(lanes, every):
+def make_pack(lanes, every, planes):
     """The packer of whole channels."""
-    pack_channel = make_pack_channel(lanes, every)
+    pack_channel = make_pack_channel(lanes, every, planes)
 
     def pack(arrays, scratch, plan, first, last):
         """Write all phase planes of the channels first .. last-1 of `x`, and after the last of all plan[0] zeros."""

@@ -343,7 +343,7 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
-    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), _every(t), rows, cols, F)
+    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), *_reading(t), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
@@ -391,16 +391,17 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), _every(t))
+    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), *_reading(t))
     return Stage(kernel, ("source", "buffer"), numbers, channels), {"buffer": size}
 
 
-def _every(t):
-    """Which pixels of a row of the source are read together, for `packers.make_pack_channel`."""
+def _reading(t):
+    """(how far apart the pixels of a row of the source are read, 0 for any number; for how many planes at a time)."""
     if is_in_place(t.layout, t.source.sizes, t.source.steps):
-        return 1
-    every = t.layout.source[:, 5].max(initial=1).item()
-    return every if every <= 2 else 0
+        return 1, 1
+    source = t.layout.source
+    every = source[:, 5].max(initial=1).item()
+    return every if every <= 2 else 0, 2 if every == 2 and np.ptp(source[:, 2]) == 1 else 1
 
 
 def _source_table(t):
@@ -411,11 +412,9 @@ def _source_table(t):
     entries, before = [], None
     for *begin, sz, sp, sq in layout.source.tolist():
         first = begin[0] * steps[1] + begin[1] * steps[2] + begin[2]
-        if sq == 2 and before == [*begin[:2], begin[2] - 1]:
-            entries[-1][2] = 2  # read together with those before
-        else:
+        if sq != 2 or before != [*begin[:2], begin[2] - 1]:  # else read together with those before
             pixels = [max(-(-(n - i) // s), 0) for n, i, s in zip(sizes, begin, (sz, sp, sq))]
-            entries.append([first, sq, 1, *pixels, (sizes[2] - begin[2]) // sq, sz * steps[1], sp * steps[2]])
+            entries.append([first, sq, *pixels, (sizes[2] - begin[2]) // sq, sz * steps[1], sp * steps[2]])
         before = begin
     pitches = layout.pitches
     return [
@@ -579,7 +578,7 @@ def dots_plan(geometry, dtype):
         layout.tap_offset, _source_table(t),
     )  # fmt: skip
     call = Stage(
-        compiled(make_dots, lanes(dtype), few_lanes(dtype), _every(t), rows, cols, own),
+        compiled(make_dots, lanes(dtype), few_lanes(dtype), *_reading(t), rows, cols, own),
         (name, "y", "w" if parts == 1 else "partial"), numbers, units * parts,
         -(-prod(p.k) // cols) * rows * cols * lanes(dtype) + own * layout.channel,
     )  # fmt: skip

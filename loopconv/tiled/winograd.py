@@ -7,8 +7,6 @@ R and S are the taps of a stencil (`layout.stencil_layout`): all of a kernel's, 
 one phase of the source. Along an axis of one tap there are no tiles.
 """
 
-from math import gcd
-
 from numba.extending import register_jitable
 
 from loopconv.loops.compile import named
@@ -35,23 +33,36 @@ AHEAD = 2048
 
 def make_transform(m, R, S, rows, cols, lanes):
     """The transform of stencils of `rows` x `cols` taps, zeros for the others, for all channels of a block."""
-    few, (*_, across) = gcd(lanes, 4), sides(m, R, S)
+    *_, across = sides(m, R, S)
 
     @register_jitable
     @named(m, R, S, rows, cols, lanes)
-    def transform(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step):
-        if here == lanes:
-            for c in range(C):
-                g = tile_gather(w, at + c * w_channel, step_r, step_s, w_row, lanes, lanes, rows, cols)
-                tile_store(tile_transform(g, m, R, S, "weight"), u, to + c * lanes, across * step, step)
-        else:  # the last block: by whole vectors, this would take 0.4 s more to compile
-            for c in range(C):
-                for lane in range(0, lanes, few):
-                    row, count = at + c * w_channel + min(lane, here - 1) * w_row, max(1, min(few, here - lane))
-                    g = tile_gather(w, row, step_r, step_s, w_row, count, few, rows, cols)
-                    tile_store(tile_transform(g, m, R, S, "weight"), u, to + c * lanes + lane, across * step, step)
+    def transform(w, at, w_row, w_channel, step_r, step_s, C, u, to, step):
+        for c in range(C):
+            g = tile_gather(w, at + c * w_channel, step_r, step_s, w_row, lanes, lanes, rows, cols)
+            tile_store(tile_transform(g, m, R, S, "weight"), u, to + c * lanes, across * step, step)
 
     return transform
+
+
+def make_transform_last(m, R, S, lanes):
+    """The same for any stencils of a block with fewer rows, which all kinds of them share: 0.1 s each to compile."""
+    *_, across = sides(m, R, S)
+
+    @register_jitable
+    @named(m, R, S, lanes)
+    def transform_last(w, at, here, rows, cols, w_row, w_channel, step_r, step_s, C, u, to, step):
+        for c in range(C):
+            tile_store(tile_zeros(u, lanes, R, S), u, to + c * lanes, S * step, step)
+            for row in range(here):
+                first, place = pointer(w, at + c * w_channel + row * w_row), pointer(u, to + c * lanes + row)
+                for r in range(rows):
+                    for s in range(cols):
+                        place[(r * S + s) * step] = first[r * step_r + s * step_s]
+            g = tile_load(u, to + c * lanes, S * step, step, lanes, R, S)
+            tile_store(tile_transform(g, m, R, S, "weight"), u, to + c * lanes, across * step, step)
+
+    return transform_last
 
 
 def make_transform_set(m, R, S, rows, are_whole):
@@ -59,13 +70,14 @@ def make_transform_set(m, R, S, rows, are_whole):
     fewer_r, fewer_s = (R, S) if are_whole else (max(R - 1, 1), max(S - 1, 1))
     kinds = {(r, s): make_transform(m, R, S, r, s, rows) for r in (R, fewer_r) for s in (S, fewer_s)}
     of_all, of_less, of_low, of_few = (kinds[r, s] for r in (R, fewer_r) for s in (S, fewer_s))
+    of_last = make_transform_last(m, R, S, rows)
 
     @register_jitable
     @named(m, R, S, rows, are_whole)
     def transform_set(w, table, block, f, u, begin):
         """Write set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
 
-        Rows past the last are as the last. table[7:] has for each set and each of its T stencils (first tap, steps
+        Rows past the last are zeros. table[7:] has for each set and each of its T stencils (first tap, steps
         between rows and columns, how many rows and columns).
         """
         M, C, w_group, w_row, w_channel, T = table[0], table[1], table[2], table[3], table[4], table[6]
@@ -74,16 +86,20 @@ def make_transform_set(m, R, S, rows, are_whole):
         here, first = min(rows, M - m0), block // blocks * w_group + m0 * w_row
         for t in range(T):
             one = 7 + (f * T + t) * 5
-            at, step_r, step_s = first + table[one], table[one + 1], table[one + 2]
+            at, step_r, step_s, high, wide = (
+                first + table[one], table[one + 1], table[one + 2], table[one + 3], table[one + 4],
+            )  # fmt: skip
             to = begin + t * C * rows
-            if are_whole or (table[one + 3] == R and table[one + 4] == S):
-                of_all(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
-            elif table[one + 3] == R:
-                of_less(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
-            elif table[one + 4] == S:
-                of_low(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+            if here < rows:
+                of_last(w, at, here, high, wide, w_row, w_channel, step_r, step_s, C, u, to, step)
+            elif are_whole or (high == R and wide == S):
+                of_all(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+            elif high == R:
+                of_less(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+            elif wide == S:
+                of_low(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
             else:
-                of_few(w, at, here, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_few(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
 
     return transform_set
 
