@@ -36,8 +36,8 @@ SHAPES = tiles.TILES[tiles.registers()]
 MIDDLE = SHAPES[len(SHAPES) // 2]
 RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
 
-# (paneled, gathered): the three ways of the direct kernel to its pixels
-DIRECT = {"unpaneled": (False, False), "paneled": (True, False), "gathered": (True, True)}
+# The ways of the direct kernel to its pixels that take phases which are one.
+FLAT = tiles.WAYS[:2]
 
 # The kernels that each algorithm is known by.
 KERNELS = {
@@ -63,7 +63,7 @@ def depthwise_tile(rows, cols, lanes=tiles.lanes):
 # Tiles where a test is not about them: few, since each is a kernel to compile.
 FEW = {
     "direct_layout": lambda M, C, layout, dtype: layout,
-    "direct_tile": (*MIDDLE, True, False),
+    "direct_tile": (*MIDDLE, "paneled"),
     "winograd_tile": MIDDLE,
     "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
     # not larger than the numbers of channels and taps
@@ -143,11 +143,11 @@ def ways(contraction, g):
     """(name, algorithm, what to force) of every way to run a call."""
     for algorithm in driver.algorithms(contraction, g):
         if algorithm == "direct":
-            for name, way in DIRECT.items():
-                yield f"direct {name}", algorithm, {"direct_tile": (*MIDDLE, *way)}
-                if contraction == "adjoint" and name != "gathered" and merged_layout(adjoint_layout(problem(g))):
-                    forced = {"direct_tile": (*MIDDLE, *way), "direct_layout": merged}
-                    yield f"direct {name}, merged", algorithm, forced
+            for way in tiles.WAYS:
+                yield f"direct {way}", algorithm, {"direct_tile": (*MIDDLE, way)}
+                if contraction == "adjoint" and way in FLAT and merged_layout(adjoint_layout(problem(g))):
+                    forced = {"direct_tile": (*MIDDLE, way), "direct_layout": merged}
+                    yield f"direct {way}, merged", algorithm, forced
         else:
             yield algorithm, algorithm, {}
 
@@ -226,7 +226,7 @@ def around(*sizes):
 
 
 @both(SHAPES)
-@pytest.mark.parametrize("way", DIRECT)
+@pytest.mark.parametrize("way", tiles.WAYS)
 def test_direct_tile_at_its_edges(way, tile, dtype, force):
     """1-D, where the number of result pixels is the flat length that tiles are laid over."""
     rows, cols = tile
@@ -234,11 +234,11 @@ def test_direct_tile_at_its_edges(way, tile, dtype, force):
     width = cols * lanes
     parts = itertools.cycle((1, 2, 3))
     for M, flat in itertools.product(around(rows), [*around(lanes, width), 2 * width + 1, 5 * width - 1]):
-        force(direct_tile=(*tile, *DIRECT[way]), PART=next(parts))
+        force(direct_tile=(*tile, way), PART=next(parts))
         check("forward", geometry.conv((1, 2, flat + 2), (M, 2, 3)), dtype, "direct")
         check("adjoint", geometry.conv((1, M, flat), (2, M, 3), padding=1), dtype, "direct")
     for flat, part in itertools.product([*around(width), 3 * width], (1, 2)):
-        force(direct_tile=(*tile, *DIRECT[way]), PART=part)
+        force(direct_tile=(*tile, way), PART=part)
         check("forward", geometry.conv((1, 2, flat), (2 * rows + 1, 2, 3), padding=1), dtype, "direct")
         for stride in (2, 3, 4):  # phases of the result side by side, one of them short, and ones that no tap reaches
             for pixels in (stride * flat, stride * flat + 1):
@@ -246,9 +246,9 @@ def test_direct_tile_at_its_edges(way, tile, dtype, force):
 
 
 @both(SHAPES)
-@pytest.mark.parametrize("way", DIRECT)
+@pytest.mark.parametrize("way", tiles.WAYS)
 def test_direct_tile_on_primes(way, tile, dtype, force):
-    force(direct_tile=(*tile, *DIRECT[way]))
+    force(direct_tile=(*tile, way))
     for contraction, M in itertools.product(("forward", "adjoint"), (5, 13)):
         k, c = (M, 3) if contraction == "forward" else (3, M)
         for g in (
@@ -262,13 +262,13 @@ def test_direct_tile_on_primes(way, tile, dtype, force):
 
 
 @both(SHAPES)
-@pytest.mark.parametrize("way", ["unpaneled", "paneled"])
+@pytest.mark.parametrize("way", FLAT)
 def test_merged_phases_at_the_edges_of_a_tile(way, tile, dtype, force):
     """Which phase has the first pixel, and which the last, depends on the padding and on the size."""
     rows, cols = tile
     width, parts = cols * tiles.lanes(dtype), itertools.cycle((1, 2, 4))
     for M, stride, pixels in itertools.product(around(rows), (2, 3, 4, 5), (2, width - 1, width + 1, 3 * width)):
-        force(direct_tile=(*tile, *DIRECT[way]), direct_layout=merged, PART=next(parts))
+        force(direct_tile=(*tile, way), direct_layout=merged, PART=next(parts))
         x_size, kernel, padding = stride * pixels + M % stride, M % 2 * stride + stride, ((M % 7, M % 3 - 1),)
         check("adjoint", geometry.conv((1, M, x_size), (2, M, kernel), stride=stride, padding=padding), dtype, "direct")
     for g in (
@@ -293,12 +293,12 @@ def test_which_phases_are_merged():
         assert any("merged" in stage.kernel.name for stage in plan.prepare) == is_merged
 
 
-@pytest.mark.parametrize("way", DIRECT)
+@pytest.mark.parametrize("way", tiles.WAYS)
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])
 def test_direct_in_chunks_parts_and_shares(contraction, way, force, monkeypatch):
     """Of the channels, of the pixels and of the result channels."""
     made = []
-    for name in ("flattened", "gathered"):
+    for name in ("flattened", "gathered", "by_rows"):
         tiling = getattr(panels, name)
         monkeypatch.setattr(panels, name, lambda *given, tiling=tiling: made.append(tiling(*given)) or made[-1])
     C, M = 5, 2 * MIDDLE[0] + 1
@@ -307,7 +307,7 @@ def test_direct_in_chunks_parts_and_shares(contraction, way, force, monkeypatch)
     for panel_bytes, sums_bytes, units in itertools.product((1, some, 20 << 10), (1, 96 << 10), (1, 16)):
         for part in (1, 2, 4):
             sizes = {"PANEL_BYTES": panel_bytes, "SUMS_BYTES": sums_bytes, "UNITS": units, "PART": part}
-            force(direct_tile=(*MIDDLE, *DIRECT[way]), **sizes)
+            force(direct_tile=(*MIDDLE, way), **sizes)
             for g in (
                 geometry.conv((1, c, 23, 19), (k, c, 3, 2)),
                 geometry.conv((2, c, 13, 37), (k, c, 3, 3), padding=(2, 1), stride=(1, 2)),

@@ -1,9 +1,9 @@
 """Where the direct kernel's tiles read and write: tables of copies, taps and runs.
 
 A tile is `width` positions, and some tiles side by side are a part. Either all positions are neighbours in the
-buffer, and those that fall into gaps are computed for nothing; or they are pixels only, gathered from wherever they
-are. What a part reads is copied into a panel, channel by channel, by vectors in ascending order: a vector may run over
-into the place of the next.
+buffer, and those that fall into gaps are computed for nothing; or each part begins with a row of pixels; or they are
+pixels only, gathered from wherever they are. What a part reads is copied into a panel, channel by channel, by vectors
+in ascending order: a vector may run over into the place of the next.
 """
 
 from itertools import pairwise
@@ -130,6 +130,26 @@ def gathered(layout, width, part, lanes, room, C):
     ]
     chunk, depth = _chunk(C, room, reach), _apart(depth, lanes)
     return _tiling(phases, 0, copies, parts, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
+
+
+def by_rows(layout, width, part, lanes, room, C):
+    """Tiles of `width` pixels of a row, in parts of one row: of each row between the first and the last."""
+    phases, runs, reach = [], [], 0
+    for t0, t1, Z, P, Q, start, _ in layout.results.tolist():
+        z, p = (axis.reshape(-1) for axis in np.indices((Z, P)))
+        tiles = rows_of_phase(layout, Z, P) * part
+        phases.append((t0, t1, tiles, tiles * width, NEVER))
+        position, element = z * layout.pitches[1] + p, start + z * layout.step[0] + p * layout.step[1]
+        runs.append(_runs(position * part * width, Q, element, 0, fan(layout)))
+        reach = max(reach, _stretches(layout.tap_offset[t0:t1], width, lanes)[2])
+    chunk = _chunk(C, room, reach)
+    offsets = _offsets(phases, layout.tap_offset, layout.channel, chunk)
+    return _tiling(phases, layout.pitches[2], [[]], 1, offsets, 0, chunk, runs)
+
+
+def rows_of_phase(layout, Z, P):
+    """Rows of the buffer from the first to the last of Z slices of P rows."""
+    return (Z - 1) * layout.pitches[1] + P
 
 
 def _columns(layout, phase, size):

@@ -28,6 +28,7 @@ from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
     INPUTS_BYTES,
     PANEL_BYTES,
+    PANELED,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
     TOGETHER_BYTES,
@@ -199,17 +200,19 @@ def direct_plan(t):
     layout = direct_layout(t.M, t.C, t.layout, t.dtype)
     t, p, dtype, phases = t._replace(layout=layout), t.p, t.dtype, max(1, len(layout.merged))
     n = lanes(dtype)
-    _, rows, cols, paneled, gathered = direct_tile(t.M, t.C, layout, dtype)
+    _, rows, cols, way = direct_tile(t.M, t.C, layout, dtype)
     width = cols * n
-    part = direct_part(layout, width, gathered)
+    part, paneled = direct_part(layout, width, way), way in PANELED
     # a copy has room after its end for what the last part reads past it
     in_place = (
-        not gathered and is_in_place(layout, t.source.sizes, t.source.steps)
+        way in ("flat", "paneled") and is_in_place(layout, t.source.sizes, t.source.steps)
         and panels.has_last_part(layout, width, part, paneled)
     )  # fmt: skip
     room = PANEL_BYTES // dtype.itemsize
-    if gathered:
+    if way == "gathered":
         tiling = panels.gathered(layout, width, part, n, room, t.C)
+    elif way == "rows":
+        tiling = panels.by_rows(layout, width, part, n, room, t.C)
     else:
         tiling = panels.flattened(layout, width, part, n, in_place, paneled, room, t.C)
     F = fan(layout)
