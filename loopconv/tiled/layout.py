@@ -120,7 +120,7 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def forward_layout(p, every=(1, 1, 1)):
+def forward_layout(p, every=(1, 1, 1), align=1):
     """Layout of x for y = C x, and for the weight gradient: phases of x, and of y those of pixels `every` apart."""
     results = [
         [
@@ -135,7 +135,7 @@ def forward_layout(p, every=(1, 1, 1)):
         for n, s, axis in zip(p.x, stride, results)
     ]
     phases = sorted(product(*({phase for *_, taps in axis for _, phase in taps} for axis in results)))
-    plane, pitches, steps, origin = _plane(axes)
+    plane, pitches, steps, origin = _plane(axes, align)
     rows, offsets = [], []
     for result in product(*results):
         first = len(offsets)
@@ -155,7 +155,7 @@ def forward_layout(p, every=(1, 1, 1)):
 
 
 @lru_cache(maxsize=512)
-def adjoint_layout(p):
+def adjoint_layout(p, align=1):
     """Layout of y for x = C.T y: y as it is, all phases of x."""
     phases = [
         sorted(adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their first pixels
@@ -169,7 +169,7 @@ def adjoint_layout(p):
         )
         for o, axis_phases in zip(p.y, phases)
     ]
-    plane, pitches, steps, origin = _plane(axes)
+    plane, pitches, steps, origin = _plane(axes, align)
     results, offsets, weights = [], [], []
     for phase in product(*phases):
         first = len(offsets)
@@ -336,13 +336,16 @@ def is_in_place(layout, sizes, steps):
     return is_dense and is_whole and layout.plane == prod(sizes)
 
 
-def _plane(axes):
-    """(elements of a plane, pitches, flat steps of the three axes, flat position of the first source pixel)."""
-    pitches = tuple(axis.pitch for axis in axes)
+def _plane(axes, align):
+    """(elements of a plane, pitches, flat steps of the three axes, flat position of the first source pixel).
+
+    Rows of source pixels begin at multiples of `align`.
+    """
+    pitches = (axes[0].pitch, axes[1].pitch, -(-axes[2].pitch // align) * align)
     steps = (pitches[1] * pitches[2], pitches[2], 1)
-    origin = sum(axis.before * step for axis, step in zip(axes, steps))
-    plane = sum((axis.before + axis.length + axis.after - 1) * step for axis, step in zip(axes, steps)) + 1
-    return plane, pitches, steps, origin
+    origin = -(-sum(axis.before * step for axis, step in zip(axes, steps)) // align) * align
+    plane = origin + sum((axis.length + axis.after - 1) * step for axis, step in zip(axes, steps)) + 1
+    return -(-plane // align) * align, pitches, steps, origin
 
 
 def _flat(pixels, steps):

@@ -329,7 +329,11 @@ def _stencil_table(t, sets):
 
 def depthwise_plan(t):
     """By the kernel for groups of one channel."""
-    p, layout = t.p, t.layout
+    p, layout, align = t.p, t.layout, row_lanes(t.layout.lengths[2], t.dtype)
+    if -layout.pitches[2] % align <= layout.pitches[2] // 4:
+        # rows written line by line, 3x3, 56x56: 165 -> 158 us; but of 19 pixels, stride 3, which grow to 32, 156 -> 167
+        layout = adjoint_layout(p, align) if t.adjoint else forward_layout(p, align=align)
+        t = t._replace(layout=layout)
     phases = layout.results.tolist()
     F = 2 if is_paired(layout) else 1
     columns = [_columns(t, begin, end) for begin, end, *_ in phases]
