@@ -197,7 +197,7 @@ def _info(_):
         "platform": platform.platform(),
         "processor": known(processor),
         "cores": f"{_cores()} usable of {os.cpu_count()}",
-        "threads": f"{threads.get_num_threads()} in use; Numba's threading layer: {known(_threading_layer)}",
+        "threads": f"{threads.get_num_threads()} in use; layer of the backend 'parallel': {known(_threading_layer)}",
         "cache": known(_cache),
         "GPU": known(_gpus),
     }

@@ -278,7 +278,7 @@ def winograd_plan(t, m):
     runs = -(-lines * tiles.tiles // width)
     stencils = tiles.stencils.stencils
     are_whole = all(len(some) == T and (one.rows, one.cols) == taps for some in stencils for one in some)
-    is_fused = are_whole and F == 1 and is_weight_of_one_unit(t, lines * tiles.tiles)
+    is_fused = are_whole and is_weight_of_one_unit(t, tiles)
     parts = 1 if is_fused else -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
     units = p.N * p.G * F * parts
     shares = min(blocks, max(1, round(UNITS / 2 / max(units, 1))))
@@ -305,13 +305,14 @@ def winograd_plan(t, m):
 
 
 def is_weight_of_one_unit(t, tiles):
-    """Whether a unit of Winograd's kernel takes all tiles, and transforms the weights that are its alone.
+    """Whether a unit of Winograd's kernel takes all `tiles` (Lines), and transforms the weights that are its alone.
 
     What it makes of them then stays in the second-level cache: plain calls of 512->512 3x3, 7x7 3.3 -> 2.4 ms, 14x14
     7.2 -> 6.7, 256->256, 14x14 1.70 -> 1.54; but 128->128, 28x28, 1.20 -> 1.28. Several sets of weights lie between
     each other (512->256 4x4, stride 2, the adjoint of 16 times 4x4: 9.6 -> 11.1).
     """
-    return not t.is_planned and t.p.N == 1 and 4 * tiles <= t.M
+    sets, lines, _ = tiles.lines.shape
+    return not t.is_planned and t.p.N == sets == 1 and 4 * lines * tiles.tiles <= t.M
 
 
 def _stencil_table(t, sets):
