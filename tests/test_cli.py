@@ -85,7 +85,9 @@ def test_info_says_what_runs_here(capsys):
     out = capsys.readouterr().out
     assert re.search(rf"^loopconv +{re.escape(loopconv.__version__)}, in ", out, re.MULTILINE)
     assert re.search(rf"^NumPy +{re.escape(np.__version__)}$", out, re.MULTILINE)
-    assert re.search(rf"^threads +{loopconv.get_num_threads()} in use; layer of the backend .parallel.: \w+", out, re.MULTILINE)
+    assert re.search(
+        rf"^threads +{loopconv.get_num_threads()} in use; layer of the backend .parallel.: \w+", out, re.MULTILINE
+    )
     for name, state in loopconv.backends().items():
         assert re.search(rf"^  {re.escape(name)} +{re.escape(state)}$", out, re.MULTILINE)
 

@@ -1520,6 +1520,22 @@ def test_tile_clip(kind):
         assert np.array_equal(out, np.where(lane < count - n * less, array.reshape(out.shape), 0)), (count, less)
 
 
+def make_corner(lanes, rows, cols):
+    def corner(array, out):
+        tile = simd.tile_load(array, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
+        simd.tile_store(simd.tile_corner(tile, rows, cols), out, 0, cols * lanes, lanes)
+
+    return corner
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (ROWS - 1, COLS), (ROWS, COLS - 1), (ROWS, COLS)])
+def test_tile_corner(kind, rows, cols):
+    dtype, lanes = kind
+    array, out = numbers(dtype, ROWS * COLS * lanes), np.empty((rows, cols, lanes), dtype)
+    operation(make_corner, lanes, rows, cols)(array, out.reshape(-1))
+    assert np.array_equal(out, array.reshape(ROWS, COLS, lanes)[:rows, :cols])
+
+
 def make_outer(lanes):
     def outer(start, a, i, step, b, j, out):
         tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)

