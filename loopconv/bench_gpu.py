@@ -20,7 +20,7 @@ import numpy as np
 
 import loopconv
 from loopconv import bench, registry
-from loopconv.peers import CONTRACTION, OPS, is_transposed
+from loopconv.peers import CONTRACTION, OPS, each_axis, is_transposed
 
 # Seconds of one sample, and how many samples of each of ours and PyTorch's, taken in turn.
 SAMPLE_SECONDS, SAMPLES = 0.01, 11
@@ -144,7 +144,7 @@ def theirs(torch, case, op, given):
     a, b, result = given
     if op == "forward":
         return getattr(torch.nn.functional, f"{case.op}{case.geometry.rank}d")(a, b, **case.settings)
-    each = {name: [value] * case.geometry.rank for name, value in {"output_padding": 0, **case.settings}.items()}
+    each = each_axis(case)
     x, w = (result, b) if op == "input_grad" else (b, result)
     wanted = [op == "input_grad", op == "weight_grad", False]
     return torch.ops.aten.convolution_backward(

@@ -36,6 +36,12 @@ def input_and_grad(case, arrays):
     return (arrays["y"], arrays["x"]) if is_transposed(case) else (arrays["x"], arrays["y"])
 
 
+def each_axis(case) -> dict[str, list[int]]:
+    """The settings of the layer's call with a number for each axis."""
+    settings = {"output_padding": 0, **case.settings}
+    return {name: np.broadcast_to(value, case.geometry.rank).tolist() for name, value in settings.items()}
+
+
 def _refuse(op, size_bytes=0):
     if op != "forward":
         raise ValueError(FORWARD_ONLY)
@@ -58,7 +64,7 @@ def torch_peer(case, op, arrays, threads) -> Callable[[], np.ndarray]:
     if op == "forward":
         function = getattr(torch.nn.functional, f"{case.op}{case.geometry.rank}d")
         return lambda: function(x, w, **case.settings).numpy()
-    each = {name: [value] * case.geometry.rank for name, value in {"output_padding": 0, **case.settings}.items()}
+    each = each_axis(case)
     result = OPS.index(op) - 1
     given = (grad, x, w, None, each["stride"], each["padding"], each["dilation"], is_transposed(case),
              each["output_padding"], case.settings["groups"], [result == 0, result == 1, False])  # fmt: skip
@@ -92,7 +98,7 @@ def onnx_model(case, arrays) -> bytes:
     """One Conv or ConvTranspose node whose weights are constants."""
     onnx = import_module("onnx")
     x, y = input_and_grad(case, arrays)
-    each = {name: [value] * case.geometry.rank for name, value in case.settings.items()}
+    each = each_axis(case)
     attributes = {
         "strides": each["stride"], "pads": 2 * each["padding"], "dilations": each["dilation"],
         "group": case.settings["groups"], "kernel_shape": case.geometry.kernel,

@@ -234,6 +234,14 @@ def test_bad_layers_name_the_line(lines, message, tmp_path, capsys):
     assert f"--layers bad.csv: {message}" in capsys.readouterr().err
 
 
+def test_layers_with_settings_per_axis(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join([HEADER, "a,N,conv_transpose,1,4,9x8,4,1x7,1x2,0x3,0x1,1,2"]), encoding="utf-8")
+    (case,) = bench.read_layers(path).values()
+    settings = {"stride": (1, 2), "padding": (0, 3), "dilation": 1, "groups": 2, "output_padding": (0, 1)}
+    assert (case.x_shape, case.w_shape, case.settings) == ((1, 4, 9, 8), (4, 2, 1, 7), settings)
+
+
 def test_without_a_checkout_layers_have_to_be_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "LAYERS", tmp_path / "layers.csv")
     with pytest.raises(SystemExit) as stop:

@@ -25,10 +25,14 @@ LAYERS = {
     "3-d": layer("conv", (1, 4, 7, 6, 5), (8, 1, 3, 2, 1), groups=4),
     "pointwise": layer("conv", (2, 5, 7, 6), (3, 5, 1, 1), stride=2),
     "padding-over-kernel": layer("conv", (1, 2, 3, 4), (2, 2, 2, 2), padding=3),
+    "per-axis": layer("conv", (1, 2, 9, 11), (3, 2, 1, 7), stride=(1, 2), padding=(0, 3), dilation=(2, 1)),
     "t-1-d": layer("conv_transpose", (2, 4, 9), (4, 3, 4), stride=2, padding=1),
     "t-2-d": layer("conv_transpose", (2, 4, 5, 6), (4, 3, 3, 2), stride=2, padding=1, output_padding=1, groups=2),
     "t-3-d": layer("conv_transpose", (1, 4, 3, 4, 3), (4, 1, 3, 2, 3), stride=3, output_padding=2, groups=4),
     "t-holes": layer("conv_transpose", (1, 2, 4, 3), (2, 3, 2, 2), stride=4, output_padding=3),
+    "t-per-axis": layer(
+        "conv_transpose", (1, 2, 4, 3), (2, 3, 2, 4), stride=(1, 3), padding=(0, 2), output_padding=(0, 1)
+    ),
     "t-dilation": layer("conv_transpose", (1, 2, 4, 5), (2, 3, 3, 2), dilation=2, padding=1),
 }
 GRADIENTS = ("torch", "im2col")
