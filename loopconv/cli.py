@@ -104,7 +104,7 @@ def _add_bench(commands):
     bench = commands.add_parser(
         "bench", help="the public functions, or plans, against PyTorch and other peers; with --backend cuda on a GPU"
     )
-    bench.add_argument("--layers", type=Path, metavar="CSV", help="by default benchmarks/layers.csv; settings are 1 or 0x3")
+    bench.add_argument("--layers", type=Path, metavar="CSV", help="by default benchmarks/layers.csv; per axis: 0x3")
     bench.add_argument("--ops", type=_ops, metavar="NAMES", help="of forward,input_grad,weight_grad; by default all")
     bench.add_argument("--threads", type=_positive, metavar="N", help="of ours and of the peers; by default all")
     bench.add_argument("--peers", type=_peers, metavar="NAMES",
