@@ -29,7 +29,7 @@ from loopconv import bench, geometry, registry
 from loopconv.cases import CASES
 from loopconv.loops.compile import ForgivingCache, jit, source_hash
 from loopconv.tiled import driver, launch, panels, plans, prepared, simd, tiles, workspace
-from loopconv.tiled.layout import adjoint_layout, merged_layout, problem
+from loopconv.tiled.layout import adjoint_layout, cut_layouts, merged_layout, problem
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 SHAPES = tiles.TILES[tiles.registers()]
@@ -62,7 +62,7 @@ def depthwise_tile(rows, cols, lanes=tiles.lanes):
 
 # Tiles where a test is not about them: few, since each is a kernel to compile.
 FEW = {
-    "direct_layout": lambda M, C, layout, dtype: layout,
+    "direct_layout": lambda t: t.layout,
     "direct_tile": (*MIDDLE, "paneled"),
     "winograd_tile": MIDDLE,
     "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
@@ -148,13 +148,20 @@ def ways(contraction, g):
                 if contraction == "adjoint" and way in FLAT and merged_layout(adjoint_layout(problem(g))):
                     forced = {"direct_tile": (*MIDDLE, way), "direct_layout": merged}
                     yield f"direct {way}, merged", algorithm, forced
+                if cut_layouts(problem(g), contraction == "adjoint"):
+                    yield f"direct {way}, cut", algorithm, {"direct_tile": (*MIDDLE, way), "direct_layout": cut}
         else:
             yield algorithm, algorithm, {}
 
 
-def merged(M, C, layout, dtype):
+def merged(t):
     """Its phases as one, where they can be."""
-    return merged_layout(layout) or layout
+    return merged_layout(t.layout) or t.layout
+
+
+def cut(t):
+    """Cut at the padding on all axes, where there is some."""
+    return [t.layout, *cut_layouts(t.p, t.adjoint)][-1]
 
 
 def operands(g, dtype, make=random_integers):
@@ -291,6 +298,51 @@ def test_which_phases_are_merged():
         g = geometry.conv((1, c, 64, 64), (k, c, kernel, kernel), stride=stride)
         plan = driver.sum_plan("adjoint", g, FLOAT32, "direct")
         assert any("merged" in stage.kernel.name for stage in plan.prepare) == is_merged
+
+
+@both(SHAPES)
+@pytest.mark.parametrize("way", tiles.WAYS)
+def test_cut_at_the_padding(way, tile, dtype, force):
+    """Runs of results that see the same taps, of one pixel or none, in arrays that are read in place or copied."""
+    rows, cols = tile
+    width, parts = cols * tiles.lanes(dtype), itertools.cycle((1, 2, 4))
+    for n, padding in itertools.product((1, 2, width - 1, width + 3, 3 * width), ((1, 1), (0, 2), (4, 1), (-1, 3))):
+        force(direct_tile=(*tile, way), direct_layout=cut, PART=next(parts))
+        for contraction, stride, dilation in (
+            ("forward", 1, 2),
+            ("forward", 2, 1),
+            ("adjoint", 1, 1),
+            ("adjoint", 3, 1),
+        ):
+            if n + sum(padding) > 2 * dilation:
+                settings = {"padding": (padding,), "stride": stride, "dilation": dilation}
+                check(
+                    contraction, geometry.conv((2, rows + 1, n), (rows + 1, rows + 1, 3), **settings), dtype, "direct"
+                )
+    for g in (
+        geometry.conv((2, 6, 7, 9), (4, 3, 3, 5), padding=(1, 2), groups=2),
+        geometry.conv((1, 2, 12, 12), (3, 2, 3, 3), padding=6, dilation=6),
+        geometry.conv((1, 2, 4, 5, 6), (3, 2, 3, 1, 2), padding=(1, 0, 1), stride=(1, 1, 2)),
+        geometry.conv_transpose((3, 4, 1, 1), (4, 3, 4, 4)),  # one tap for each result
+        geometry.conv((3, 2, 2, 2), (3, 2, 3, 3), padding=4),  # none for some
+    ):
+        assert cut_layouts(problem(g), True) or cut_layouts(problem(g), False)
+        for contraction in ("forward", "adjoint"):
+            check(contraction, g, dtype, "direct")
+
+
+def test_which_calls_are_cut():
+    """Those that otherwise would mostly multiply zeros."""
+    for sizes, settings, is_cut in (
+        ((28, 256), {"padding": 12, "dilation": 12}, True),
+        ((28, 256), {"padding": 1}, False),
+        ((1, 256), {"padding": 1}, True),
+    ):
+        pixels, channels = sizes
+        g = geometry.conv((1, channels, pixels, pixels), (channels, channels, 3, 3), **settings)
+        for contraction in ("forward", "adjoint"):
+            t = plans.task(g, contraction, FLOAT32)
+            assert (tiles.direct_layout(t) is not t.layout) == is_cut
 
 
 @pytest.mark.parametrize("way", tiles.WAYS)

@@ -21,7 +21,7 @@ from loopconv.cuda.tiles import (
     nearest,
     splits_of,
 )
-from loopconv.tiled.layout import adjoint_phase, problem
+from loopconv.tiled.layout import adjoint_phase, problem, tap_number
 
 ADD_THREADS, PACK_THREADS = 256, 256
 
@@ -144,9 +144,8 @@ def sum_of(geometry, contraction):
     for phase in product(*axes):
         sizes = tuple(pixels for _, pixels, _ in phase)
         numbers = [
-            ((t * p.k[1] + r) * p.k[2] + s, moved)
-            for (t, dz), (r, dp), (s, dq) in product(*(reached for _, _, reached in phase))
-            for moved in [(dz, dp, dq)]
+            (tap_number(p, [r for _, r in taps]), tuple(shift for shift, _ in taps))
+            for taps in product(*(reached for _, _, reached in phase))
         ]
         start = sum(first * step for (first, _, _), step in zip(phase, p.x_step[1:]))
         if prod(sizes):

@@ -97,7 +97,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
         for unit in range(first, last):
             fan, part, share = unit % fans, unit // fans % parts, unit // (fans * parts) % shares
             g, n = unit // (shares * fans * parts) % G, unit // (shares * fans * parts * G)
-            at = phase_table + fan * F * 7
+            at = phase_table + fan * F * 8
             tiles, positions = plan[at + 2], plan[at + 3]
             tile0, tile1 = part * part_tiles, min((part + 1) * part_tiles, tiles)
             if tile0 >= tile1:
@@ -113,12 +113,13 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
             whole = whole and begin + pitch <= plan[first_run] + plan[first_run + 1]
             dense = plan[first_run + 2] + (begin - plan[first_run]) * out_step
             for f in range(F):
-                at = phase_table + (fan * F + f) * 7
-                t0, t1, last_base, first_copy, copies = (
-                    plan[at], plan[at + 1], plan[at + 4], plan[at + 5], plan[at + 6],
+                at = phase_table + (fan * F + f) * 8
+                t0, t1, last_base, first_copy, copies, w_channel = (
+                    plan[at], plan[at + 1], plan[at + 4], plan[at + 5], plan[at + 6], plan[at + 7],
                 )  # fmt: skip
-                # where in the panel, or from the first channel on, the factor of each channel and tap is
-                offset = pointer(plan, offset_table + t0 * chunk)
+                # for each channel and tap, where in the panel, or from the first channel on, its pixels are, and where
+                # in the block its weights
+                offsets = pointer(plan, offset_table + 2 * t0 * chunk)
                 for c0 in range(0, C, chunk):
                     c1 = min(c0 + chunk, C)
                     base = ((n * G + g) * C + c0) * channel + min(part * part_step, last_base)
@@ -141,7 +142,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                                 acc = tile_zeros(buffer, lanes, rows, cols)
                             else:
                                 acc = tile_load(scratch, sums, pitch, lanes, lanes, rows, cols)
-                            i = (((g * row_blocks + r) * taps + t0) * C + c0 * (t1 - t0)) * rows
+                            i = (g * row_blocks + r) * taps * C * rows + c0 * w_channel
                             steps = (c1 - c0) * (t1 - t0)
                             b = (panel if paneled else base) + tile * width - begin
                             m = g * M + r * rows
@@ -149,12 +150,12 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                             if c1 == C:
                                 prefetch_tile(out, to + f * lanes, out_channel, F * lanes, rows, cols)
                             ahead = b + width + (r - r0) % cols * lanes
-                            for step in range(steps):
-                                acc = tile_outer(acc, w, i, 1, pixels, b + offset[step])
-                                prefetch(w, i + AHEAD)
+                            for step in range(0, 2 * steps, 2):
+                                offset, weight = offsets[step], i + offsets[step + 1]
+                                acc = tile_outer(acc, w, weight, 1, pixels, b + offset)
+                                prefetch(w, weight + AHEAD)
                                 if asks:
-                                    prefetch(pixels, ahead + offset[step])
-                                i += rows
+                                    prefetch(pixels, ahead + offset)
                             if whole and c1 == C and (r + 1) * rows <= M:
                                 tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
                             else:

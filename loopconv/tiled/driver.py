@@ -46,13 +46,14 @@ PRODUCTS = {"outer": outer_plan, "dots": dots_plan, "winograd2": winograd_weight
 
 def forward(geometry, x, w, y, bias=None, algorithm=None):
     """y = C x + bias."""
-    _sum("forward", geometry, x, w, y, bias, algorithm)
+    if not _sum("forward", geometry, x, w, y, bias, algorithm):
+        sum_as_written("forward", geometry, x, w, y, bias)
 
 
 def adjoint(geometry, x, w, y, bias=None, algorithm=None):
     """x = C.T y + bias."""
     if not _sum("adjoint", geometry, y, w, x, bias, algorithm):
-        textbook.adjoint(executions.numba("adjoint"), geometry, x, w, y, bias)
+        sum_as_written("adjoint", geometry, y, w, x, bias)
 
 
 def weight(geometry, x, w, y, algorithm=None):
@@ -84,6 +85,12 @@ def _sum(contraction, geometry, source, w, out, bias, algorithm):
         # where Winograd's results are not finite, the direct kernel has to say which ones really are not
         return _sum(contraction, geometry, source, w, out, bias, "direct")
     return True
+
+
+def sum_as_written(contraction, geometry, source, w, out, bias):
+    """The call by textbook loops, for weights that are not finite and kernels that meet more or less of the padding."""
+    x, y = (source, out) if contraction == "forward" else (out, source)
+    getattr(textbook, contraction)(executions.numba(contraction), geometry, x, w, y, bias)
 
 
 def run(stages, arrays, rooms, workspace, work):
@@ -170,7 +177,7 @@ def is_winograd_exact(t):
 
 def is_winograd_faster(t):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    tiles, layout = tile_lines(t.geometry, t.adjoint, 2), direct_layout(t.M, t.C, t.layout, t.dtype)
+    tiles, layout = tile_lines(t.geometry, t.adjoint, 2), direct_layout(t)
     return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < direct_tile(t.M, t.C, layout, t.dtype)[0]
 
 

@@ -12,7 +12,7 @@ The zeros after a row serve as the padding before the next.
 """
 
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import NamedTuple
 
@@ -120,62 +120,62 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def forward_layout(p, every=(1, 1, 1), align=1):
-    """Layout of x for y = C x, and for the weight gradient: phases of x, and of y those of pixels `every` apart."""
+def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False)):
+    """Layout of x for y = C x, and for the weight gradient: phases of x, and of y those of pixels `every` apart.
+
+    On axes that are `cut`, results with the same taps outside of x are a phase of their own, without these taps.
+    """
     results = [
         [
-            (i, -(-(o - i) // m), [divmod(i * s + r * d - lo, s * m) for r in range(k)])  # (shift, phase of x)
+            zone  # with taps (shift, number, phase of x)
             for i in range(min(m, o))
+            for zone in _zones(
+                i, m, -(-(o - i) // m),
+                [(shift, r, phase) for r in range(k) for shift, phase in [divmod(i * s + r * d - lo, s * m)]],
+                [-(-(n - (i * s + r * d - lo) % (s * m)) // (s * m)) for r in range(k)] if is_cut else None,
+            )
         ]
-        for o, k, s, d, lo, m in zip(p.y, p.k, p.stride, p.dilation, p.pad, every)
-    ]
+        for n, o, k, s, d, lo, m, is_cut in zip(p.x, p.y, p.k, p.stride, p.dilation, p.pad, every, cut)
+    ]  # fmt: skip
     stride = [s * m for s, m in zip(p.stride, every)]
-    axes = [
-        _axis(-(-n // s), axis[0][1] if axis else 0, [(shift, pixels) for _, pixels, taps in axis for shift, _ in taps])
-        for n, s, axis in zip(p.x, stride, results)
-    ]
-    phases = sorted(product(*({phase for *_, taps in axis for _, phase in taps} for axis in results)))
+    axes = [_axis(-(-n // s), axis) for n, s, axis in zip(p.x, stride, results)]
+    phases = sorted(product(*({phase for *_, taps in axis for *_, phase in taps} for axis in results)))
     plane, pitches, steps, origin = _plane(axes, align)
-    rows, offsets = [], []
+    rows, offsets, weights = [], [], []
     for result in product(*results):
         first = len(offsets)
-        offsets += [
-            phases.index(tuple(phase for _, phase in tap)) * plane
-            + origin
-            + sum(shift * step for (shift, _), step in zip(tap, steps))
-            for tap in product(*(taps for *_, taps in result))
-        ]
+        for tap in product(*(taps for *_, taps in result)):
+            plane_start = phases.index(tuple(phase for *_, phase in tap)) * plane + origin
+            offsets.append(plane_start + sum(shift * step for (shift, *_), step in zip(tap, steps)))
+            weights.append(tap_number(p, [r for _, r, _ in tap]))
         pixels = [pixels for _, pixels, _ in result]
         start = sum(i * step for (i, *_), step in zip(result, p.y_step[1:]))
         rows.append([first, len(offsets), *pixels, start, _flat(pixels, steps)])
     source = np.array([[*phase, *stride] for phase in phases], np.int64).reshape(-1, 6)
     lengths = tuple(axis.length for axis in axes)
     step = tuple(step * m for step, m in zip(p.y_step[1:], every))
-    return _layout(source, lengths, pitches, origin, plane, rows, offsets, [*range(prod(p.k))] * len(rows), step)
+    return _layout(source, lengths, pitches, origin, plane, rows, offsets, weights, step)
 
 
 @lru_cache(maxsize=512)
-def adjoint_layout(p, align=1):
-    """Layout of y for x = C.T y: y as it is, all phases of x."""
+def adjoint_layout(p, align=1, cut=(False, False, False)):
+    """Layout of y for x = C.T y: y as it is, all phases of x; see `forward_layout`."""
     phases = [
-        sorted(adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their first pixels
-        for axis in zip(p.x, p.k, p.stride, p.dilation, p.pad)
+        [
+            zone
+            for phase in sorted(adjoint_phase(*axis, phase) for phase in range(axis[2]))  # in the order of their pixels
+            for zone in _zones(phase[0], axis[2], *phase[1:], [o] * len(phase[2]) if is_cut else None)
+        ]
+        for o, is_cut, axis in zip(p.y, cut, zip(p.x, p.k, p.stride, p.dilation, p.pad))
     ]
-    axes = [
-        _axis(
-            o,
-            max(pixels for _, pixels, _ in axis_phases),
-            [(shift, pixels) for _, pixels, taps in axis_phases for _, shift in taps],
-        )
-        for o, axis_phases in zip(p.y, phases)
-    ]
+    axes = list(map(_axis, p.y, phases))
     plane, pitches, steps, origin = _plane(axes, align)
     results, offsets, weights = [], [], []
     for phase in product(*phases):
         first = len(offsets)
         for tap in product(*(taps for _, _, taps in phase)):
-            offsets.append(origin + sum(shift * step for (_, shift), step in zip(tap, steps)))
-            weights.append((tap[0][0] * p.k[1] + tap[1][0]) * p.k[2] + tap[2][0])
+            offsets.append(origin + sum(shift * step for (shift, _), step in zip(tap, steps)))
+            weights.append(tap_number(p, [r for _, r in tap]))
         pixels = [pixels for _, pixels, _ in phase]
         start = sum(i * step for (i, _, _), step in zip(phase, p.x_step[1:]))
         results.append([first, len(offsets), *pixels, start, _flat(pixels, steps)])
@@ -206,6 +206,23 @@ def merged_layout(layout):
         results=np.array([[0, counts[0, 0], 0, 0, 0, 0, flat]], np.int64), tap_offset=taps[first],
         tap_weight=np.concatenate(weights), merged=np.hstack([shifts, results[:, 2:6]])[order],
     )  # fmt: skip
+
+
+# More phases of the result than this are not worth their tables.
+MOST_PHASES = 64
+
+
+@lru_cache(maxsize=256)
+def cut_layouts(p, is_adjoint):
+    """The layouts that leave out some taps that are outside of the source: on one axis, or on several."""
+    make = adjoint_layout if is_adjoint else forward_layout
+    whole, *layouts = (make(p, cut=cut) for cut in product((False, True), repeat=3))
+    return [one for one in layouts if _sums(one) < _sums(whole) and len(one.results) <= MOST_PHASES and len(one.source)]
+
+
+def _sums(layout):
+    """Products of all pixels with one channel."""
+    return int((np.diff(layout.results[:, :2])[:, 0] * layout.results[:, 2:5].prod(axis=1)).sum())
 
 
 class Stencil(NamedTuple):
@@ -291,21 +308,50 @@ def dense_layout(sizes, every=(1, 1, 1)):
 
 
 def adjoint_phase(n, k, s, d, lo, phase):
-    """(first pixel of x, pixels, [(tap, shift)]) of the pixels i of x with (i + lo) % s == phase.
+    """(first pixel of x, pixels, [(shift, tap)]) of the pixels i of x with (i + lo) % s == phase.
 
     With i + lo = s*u + phase, tap r of that phase brings y[u - (r*d - phase) / s].
     """
     u = -((phase - lo) // s)  # the first u with i >= 0
     first = s * u + phase - lo
     pixels = max(-(-(n - first) // s), 0)
-    return first, pixels, [(r, u - (r * d - phase) // s) for r in range(k) if (r * d - phase) % s == 0]
+    return first, pixels, [(u - (r * d - phase) // s, r) for r in range(k) if (r * d - phase) % s == 0]
 
 
-def _axis(length, pixels, reads):
-    """The axis for `reads`, each a run of n pixels that starts `shift` after the first source pixel."""
+def _zones(first, step, pixels, taps, lengths):
+    """[(first result, pixels, taps)] of a phase on one axis, cut where taps begin or end to be outside of the source.
+
+    `taps` begin with their shifts, and each sees so many pixels of the source; without `lengths` nothing is cut.
+    """
+    if lengths is None:
+        return [(first, pixels, taps)]
+    ends = [end for (shift, *_), length in zip(taps, lengths) for end in (-shift, length - shift)]
+    cuts = sorted({0, pixels, *(end for end in ends if 0 < end < pixels)})
+    return [
+        (
+            first + begin * step,
+            end - begin,
+            [
+                (shift + begin, *rest)
+                for (shift, *rest), length in zip(taps, lengths)
+                if -shift <= begin and end <= length - shift
+            ],
+        )
+        for begin, end in pairwise(cuts)
+    ]
+
+
+def tap_number(p, at):
+    """The number in the kernel of the tap at three coordinates."""
+    return (at[0] * p.k[1] + at[1]) * p.k[2] + at[2]
+
+
+def _axis(length, phases):
+    """The axis of `length` source pixels that the taps of phases (first, pixels, taps) of the result read."""
+    reads = [(shift, pixels) for _, pixels, taps in phases for shift, *_ in taps]
     before = max([0, *(-shift for shift, n in reads if n)])
     after = max([0, *(shift + n - length for shift, n in reads if n)])
-    return Axis(length, before, after, max(length + max(before, after), pixels, 1))
+    return Axis(length, before, after, max(length + max(before, after), 1, *(pixels for _, pixels, _ in phases)))
 
 
 def fan(layout):

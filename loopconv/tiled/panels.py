@@ -74,8 +74,8 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
         if paneled:
             taps[t0:t1] = panel_taps
         rows = _merged_rows(layout) if len(layout.merged) else _rows(layout, 0, *phase[2:6], 0, fan(layout))
-        if in_place:  # the last part ends with the array, over the one before
-            own = _tiles_of_last_part(flat, width, part, paneled)
+        own = _tiles_of_last_part(flat, width, part, paneled)
+        if in_place and _may_end(layout, phase, own * width):  # where the phase ends, over the part before
             tiles = (-(-tiles // part) - 1) * part + own
             last = flat - own * width
             moved = _clipped(rows, last, flat, layout.step[2])
@@ -92,10 +92,22 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
     return _tiling(phases, part * width, copies, 1, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
 
 
-def has_last_part(layout, width, part, paneled):
-    """Whether each result phase has as many positions as its last part, which may then end where the phase does."""
-    flats = layout.results[:, -1].tolist()
-    return bool(flats) and all(flat >= width * _tiles_of_last_part(flat, width, part, paneled) for flat in flats)
+def is_inside(layout, width, part, paneled):
+    """Whether no part reads outside of its channel; the last one of a phase may begin earlier."""
+    sizes = [width * _tiles_of_last_part(phase[-1], width, part, paneled) for phase in layout.results.tolist()]
+    return bool(sizes) and all(
+        _may_end(layout, phase, size) or _taps(layout, phase).max(initial=0) + size <= layout.channel
+        for phase, size in zip(layout.results, sizes)
+    )
+
+
+def _may_end(layout, phase, size):
+    """Whether `size` positions that end where the phase does begin after the beginning of the channel."""
+    return size <= phase[-1] + _taps(layout, phase).min(initial=layout.channel)
+
+
+def _taps(layout, phase):
+    return layout.tap_offset[phase[0] : phase[1]]
 
 
 def _tiles_of_last_part(flat, width, part, paneled):

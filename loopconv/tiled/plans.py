@@ -42,6 +42,7 @@ from loopconv.tiled.tiles import (
     dots_tile,
     even,
     few_lanes,
+    is_read_in_place,
     lanes,
     outer_tile,
     row_lanes,
@@ -197,7 +198,9 @@ def _ranges(stencils, m, R, S):
 
 def direct_plan(t):
     """By the direct kernel."""
-    layout = direct_layout(t.M, t.C, t.layout, t.dtype)
+    layout = direct_layout(t)
+    is_cut = layout is not t.layout and not len(layout.merged)
+    tests = (_test_finite(t.geometry, t.dtype),) if is_cut else _test_weights(t)  # cut taps may be of the padding
     t, p, dtype, phases = t._replace(layout=layout), t.p, t.dtype, max(1, len(layout.merged))
     n = lanes(dtype)
     _, rows, cols, way = direct_tile(t.M, t.C, layout, dtype)
@@ -205,8 +208,8 @@ def direct_plan(t):
     part, paneled = direct_part(layout, width, way), way in PANELED
     # a copy has room after its end for what the last part reads past it
     in_place = (
-        way in ("flat", "paneled") and is_in_place(layout, t.source.sizes, t.source.steps)
-        and panels.has_last_part(layout, width, part, paneled)
+        way in ("flat", "paneled") and is_read_in_place(t, layout)
+        and panels.is_inside(layout, width, part, paneled)
     )  # fmt: skip
     room = PANEL_BYTES // dtype.itemsize
     if way == "gathered":
@@ -222,11 +225,14 @@ def direct_plan(t):
     most = 1 if phases > 1 else max(blocks, 1)  # what is merged is written together
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(units * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
+    weight_steps, weight_offsets = _weights_at(t, rows, tiling)
     numbers = _tables(
-        [p.G, t.M, t.C, len(layout.tap_offset), layout.channel, tiling.chunk, tiling.depth,
+        [p.G, t.M, t.C, _packed_taps(t), layout.channel, tiling.chunk, tiling.depth,
          p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
          tiling.step, tiling.copies_step, sums, F, phases],
-        tiling.phases, _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs), tiling.offsets,
+        [(*phase, step) for phase, step in zip(tiling.phases, weight_steps)],
+        _first_runs(tiling, parts, part * width), tiling.copies, _ended(tiling.runs),
+        np.stack([tiling.offsets, weight_offsets], axis=1),
     )  # fmt: skip
     kernel = compiled(make_direct, n, few_lanes(dtype), rows, cols, paneled)
     pack, rooms = (None, {}) if in_place else _pack_source(t, part * width + n)
@@ -235,7 +241,41 @@ def direct_plan(t):
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
         sums + tiling.chunk * tiling.depth + n,
     )  # fmt: skip
-    return Plan((*_test_weights(t), weights), (call,) if in_place else (pack, call), kept, rooms)
+    return Plan((*tests, weights), (call,) if in_place else (pack, call), kept, rooms)
+
+
+def _weights_at(t, rows, tiling):
+    """For each phase the packed weights from channel to channel, and as `tiling.offsets` those of channels and taps."""
+    first, step = _weight_order(t)
+    numbers = np.arange(len(first)) if len(t.layout.merged) else t.layout.tap_weight
+    steps, offsets, channels = [], np.zeros_like(tiling.offsets), np.arange(tiling.chunk)[:, None]
+    for t0, t1, *_ in tiling.phases:
+        taps = numbers[t0:t1]
+        steps.append(step[taps[:1]].sum() * rows)
+        offsets[t0 * tiling.chunk : t1 * tiling.chunk] = (first[taps] + channels * step[taps]).reshape(-1) * rows
+    return steps, offsets
+
+
+def _packed_taps(t):
+    """Taps of a packed channel: those of one phase, where phases are rows of the tiles."""
+    return len(t.layout.tap_offset) if len(t.layout.merged) else prod(t.p.k)
+
+
+def _weight_order(t):
+    """(first, step): of the rows of a block of packed weights, tap i of channel c has number first[i] + c * step[i]."""
+    layout, T = t.layout, _packed_taps(t)
+    first, step = np.arange(T), np.full(T, T)
+    if len(layout.merged) or len(layout.tap_weight) != T or len(set(layout.tap_weight.tolist())) < T:
+        return first, step
+    # Each is of one phase: then one phase after the other, as they are read. Taps that only phases without pixels have
+    # go where those would be.
+    first[layout.tap_weight] = np.arange(T) * t.C
+    step[:] = 1
+    for begin, end in layout.results[:, :2]:
+        taps = layout.tap_weight[begin:end]
+        first[taps] = begin * t.C + np.arange(end - begin)
+        step[taps] = end - begin
+    return first, step
 
 
 def _unaligned(size, dtype):
@@ -433,17 +473,10 @@ def _source_table(t):
 
 def _pack_weights(t, rows):
     """(stage, kept) for the packed weights."""
-    layout, M, C, T = t.layout, t.M, t.C, prod(t.p.k)
+    M, C, T, (first, step) = t.M, t.C, prod(t.p.k), _weight_order(t)
     blocks = t.p.G * -(-M // rows)
-    # taps that only phases without pixels have go where those would be
-    first, step = np.empty(T, np.int64), np.full(T, rows, np.int64)
-    first[layout.tap_weight] = np.arange(T) * C * rows
-    for begin, end in layout.results[:, :2]:
-        numbers = layout.tap_weight[begin:end]
-        first[numbers] = (begin * C + np.arange(end - begin)) * rows
-        step[numbers] = (end - begin) * rows
-    in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T) * rows)
-    numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first, step])
+    in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T))
+    numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first * rows, step * rows])
     size = blocks * rows * C * T
     kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
     return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": size}
@@ -451,7 +484,7 @@ def _pack_weights(t, rows):
 
 def _pack_merged_weights(t, rows):
     """(stage, kept) for the packed weights of phases that are one."""
-    C, T, phases = t.C, len(t.layout.tap_offset), len(t.layout.merged)
+    C, T, phases = t.C, _packed_taps(t), len(t.layout.merged)
     blocks = t.p.G * -(-t.M * phases // rows)
     numbers = np.concatenate([np.array([t.M, C, T, *t.w_steps, phases], np.int64), t.layout.tap_weight])
     size = blocks * rows * C * T

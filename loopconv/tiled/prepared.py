@@ -3,8 +3,7 @@
 import numpy as np
 
 from loopconv.loops import driver as textbook
-from loopconv.loops import executions
-from loopconv.tiled.driver import preferred, run, sum_plan, zeros
+from loopconv.tiled.driver import preferred, run, sum_as_written, sum_plan, zeros
 from loopconv.tiled.workspace import Workspace, aligned
 
 
@@ -33,8 +32,7 @@ class Prepared:
         if not self.geometry.macs:
             out[...] = textbook.per_channel(self.bias, out.ndim)
         elif not self.is_finite:
-            x, y = (source, out) if self.contraction == "forward" else (out, source)
-            textbook.adjoint(executions.numba("adjoint"), self.geometry, x, self.w, y, self.bias)
+            sum_as_written(self.contraction, self.geometry, source, self.w, out, self.bias)
         elif not self._run(source, out):
             # Winograd's results are not finite: the direct kernel has to say which ones really are not
             if self.direct is None:

@@ -6,7 +6,7 @@ from math import prod
 import llvmlite.binding as llvm
 import numpy as np
 
-from loopconv.tiled.layout import fan, merged_layout
+from loopconv.tiled.layout import cut_layouts, fan, is_in_place, merged_layout
 from loopconv.tiled.panels import copies_of_a_part, rows_of_phase
 from loopconv.tiled.simd import sides
 
@@ -95,6 +95,11 @@ def together(width):
 # are not written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
 COPY, TILE, WRITE = 3, 40, 10
 
+PACK, FAR_PACK = 8, 30
+
+# What phases that are cut at the padding cost more than expected, and their test of the weights.
+CUT, CUT_CALL = 1.06, 5000
+
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
 # dilation 2, 28x28; but 72 against 67 on 14x14, where they are not), or where the panel has the pixels of every tap (42
@@ -131,11 +136,31 @@ def direct_tile(M, C, layout, dtype):
     )
 
 
-def direct_layout(M, C, layout, dtype):
-    """`layout`, or with its phases as one, whichever is expected to be faster."""
-    merged = merged_layout(layout)
-    layouts = [layout] if merged is None else [layout, merged]
-    return min(layouts, key=lambda one: direct_tile(M, C, one, dtype)[0])
+def direct_layout(t):
+    """The layout of a `plans.Task`, or with its phases as one, or cut at the padding; what is expected to be faster."""
+    merged = merged_layout(t.layout)
+    best = min([t.layout] if merged is None else [t.layout, merged], key=lambda one: _whole_cost(t, one))
+    cut = min(cut_layouts(t.p, t.adjoint), key=lambda one: _whole_cost(t, one), default=best)
+    return cut if CUT * _whole_cost(t, cut) + CUT_CALL < _whole_cost(t, best) else best
+
+
+def _whole_cost(t, layout):
+    """The cost of one image and group, with the copy of the source where it is not read in place."""
+    vectors = 0 if is_read_in_place(t, layout) else t.C * layout.channel / lanes(t.dtype)
+    return direct_tile(t.M, t.C, layout, t.dtype)[0] + vectors * (FAR_PACK if _is_far(t, layout) else PACK)
+
+
+def is_read_in_place(t, layout):
+    """Whether the direct kernel may do without a copy of the source.
+
+    Of one that is not in the caches it reads several rows apart: 144->64 3x1x1 of 8x56x56 18.7 ms, copied 14.4.
+    """
+    is_one_row = prod(t.p.k[:2]) == 1
+    return is_in_place(layout, t.source.sizes, t.source.steps) and (is_one_row or not _is_far(t, layout))
+
+
+def _is_far(t, layout):
+    return t.p.N * t.p.G * t.C * layout.channel * t.dtype.itemsize > FAR_BYTES
 
 
 def _direct_cost(M, C, layout, dtype, tile, way):
