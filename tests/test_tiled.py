@@ -371,6 +371,31 @@ def test_direct_in_chunks_parts_and_shares(contraction, way, force, monkeypatch)
     assert max(phase.tiles for tiling in made for phase in tiling.phases) > 4
 
 
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_some_images_at_a_time(contraction, force):
+    """As many as divide the batch; in calls and plans, with a bias, and where one image is not finite."""
+    for batch, settings in itertools.product((12, 13), ({"padding": 1}, {"stride": 2}, {"groups": 2, "padding": 1})):
+        g = geometry.conv((batch, 16, 25, 27), (16, 16 // settings.get("groups", 1), 3, 3), **settings)
+        for algorithm in driver.algorithms(contraction, g):
+            force(IMAGES_BYTES=1 << 30)
+            size = 4 * sum(driver.sum_plan(contraction, g, FLOAT32, algorithm).rooms.values())
+            force(IMAGES_BYTES=size // batch * 5)
+            check(contraction, g, FLOAT32, algorithm)
+            assert driver.sum_plan(contraction, g, FLOAT32, algorithm).images == {12: 4, 13: None}[batch]
+            arrays = operands(g, FLOAT32)
+            key, result = ("y", "x") if contraction == "adjoint" else ("x", "y")
+            for value in (1, np.nan):
+                arrays[key][7, 3, 2, 2] = value
+                expected = call(contraction, g, arrays, "direct")
+                assert np.isfinite(expected[6]).all()
+                assert np.isfinite(expected[7]).all() == np.isfinite(value)
+                out = np.empty_like(arrays[result])
+                prepared.Prepared(contraction, g, arrays["w"], None, algorithm).run(arrays[key], out)
+                assert np.array_equal(np.isnan(out), np.isnan(expected))
+                tolerance = rounding(contraction, g, operands(g, FLOAT32), algorithm)
+                assert_within(np.nan_to_num(out), np.nan_to_num(expected), tolerance)
+
+
 def test_shares_depend_on_what_sums_may_take(force):
     g = geometry.conv((2, 5, 23, 19), (3 * MIDDLE[0], 5, 3, 2), groups=1)
     units = []

@@ -1,5 +1,6 @@
 """The three contractions by tiled kernels: which algorithm, and then the stages of its plan."""
 
+from dataclasses import replace
 from functools import cache, lru_cache
 from math import prod
 
@@ -14,6 +15,7 @@ from loopconv.tiled.plans import (
     depthwise_plan,
     direct_plan,
     dots_plan,
+    images_together,
     outer_plan,
     product_lines,
     task,
@@ -81,7 +83,7 @@ def _sum(contraction, geometry, source, w, out, bias, algorithm):
     workspace = own()
     if plan.prepare and not run(plan.prepare, arrays, plan.kept, workspace, plan.work):
         return False
-    if not run(plan.call, arrays, plan.rooms, workspace, plan.work):
+    if not run_images(plan, arrays, geometry.batch, workspace):
         # where Winograd's results are not finite, the direct kernel has to say which ones really are not
         return _sum(contraction, geometry, source, w, out, bias, "direct")
     return True
@@ -91,6 +93,17 @@ def sum_as_written(contraction, geometry, source, w, out, bias):
     """The call by textbook loops, for weights that are not finite and kernels that meet more or less of the padding."""
     x, y = (source, out) if contraction == "forward" else (out, source)
     getattr(textbook, contraction)(executions.numba(contraction), geometry, x, w, y, bias)
+
+
+def run_images(plan, arrays, batch, workspace):
+    """The call of a plan, for as many images at a time as it takes; see `run`."""
+    if plan.images is None:
+        return run(plan.call, arrays, plan.rooms, workspace, plan.work)
+    slabs = (np.split(arrays[name], batch // plan.images) for name in ("source", "out"))
+    return all(
+        run(plan.call, {**arrays, "source": source, "out": out}, plan.rooms, workspace, plan.work)
+        for source, out in zip(*slabs)
+    )
 
 
 def run(stages, arrays, rooms, workspace, work):
@@ -154,8 +167,12 @@ def has_pixels(geometry):
 @lru_cache(maxsize=256)
 def sum_plan(contraction, geometry, dtype, algorithm=None, is_planned=False):
     """The plan of a forward or adjoint call; a planned one prepares its weights only once."""
-    algorithm = algorithm or preferred(contraction, geometry, dtype, is_planned)
-    return SUMS[algorithm](task(geometry, contraction, dtype, is_planned))._replace(work=work(geometry))
+    make = SUMS[algorithm or preferred(contraction, geometry, dtype, is_planned)]
+    plan = make(task(geometry, contraction, dtype, is_planned))
+    images = images_together(geometry, plan, dtype)
+    if images < geometry.batch:  # weights are prepared once for all
+        plan = make(task(replace(geometry, batch=images), contraction, dtype, True))._replace(images=images)
+    return plan._replace(work=work(geometry))
 
 
 def preferred(contraction, geometry, dtype, is_planned=False):

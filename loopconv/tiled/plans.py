@@ -18,6 +18,7 @@ from loopconv.tiled.layout import (
     dense_layout,
     fan,
     forward_layout,
+    is_folded,
     is_in_place,
     is_paired,
     problem,
@@ -26,7 +27,9 @@ from loopconv.tiled.layout import (
 )
 from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
+    IMAGES_BYTES,
     INPUTS_BYTES,
+    LEAST_IMAGES,
     PANEL_BYTES,
     PANELED,
     PIXELS_BYTES,
@@ -80,6 +83,8 @@ class Plan(NamedTuple):
         Elements of the arrays that `prepare` writes, and of those that only serve during a call.
     work : int
         What says how many threads the call is worth, see `work`.
+    images : int
+        How many images `call` takes, if not all.
     """
 
     prepare: tuple
@@ -87,6 +92,7 @@ class Plan(NamedTuple):
     kept: dict
     rooms: dict
     work: int = 0
+    images: int | None = None
 
 
 def work(geometry):
@@ -95,6 +101,19 @@ def work(geometry):
     On 144 channels by themselves, 56x56, memory takes as long as 9 million multiply-adds, of which there are 2.8.
     """
     return geometry.macs + 8 * sum(map(prod, (geometry.x_shape, geometry.w_shape, geometry.y_shape)))
+
+
+def images_together(geometry, plan, dtype):
+    """Of how many images a call's buffers stay in the second-level cache, from their copy to the end of the sums.
+
+    16->32 3x3, stride 2, 128 images of 32x32 takes 4.6 ms 16 by 16, and 7.7 together; on two threads 3.0 and 4.4. One
+    by one, threads would share each image: 128->128 3x3, 16 images of 28x28, 20.3 and 17.5 ms. Images that are slices
+    of one are better together.
+    """
+    N, size = geometry.batch, sum(plan.rooms.values()) * dtype.itemsize
+    most = min(N, N * IMAGES_BYTES // max(size, 1))
+    images = max((n for n in range(1, most + 1) if N % n == 0), default=1)
+    return N if is_folded(geometry) or images < max(LEAST_IMAGES, most / 2) else images
 
 
 class Side(NamedTuple):

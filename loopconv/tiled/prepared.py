@@ -3,7 +3,7 @@
 import numpy as np
 
 from loopconv.loops import driver as textbook
-from loopconv.tiled.driver import preferred, run, sum_as_written, sum_plan, zeros
+from loopconv.tiled.driver import preferred, run, run_images, sum_as_written, sum_plan, zeros
 from loopconv.tiled.workspace import Workspace, aligned
 
 
@@ -46,7 +46,7 @@ class Prepared:
             workspace = Workspace(kept_bytes=None)
         try:
             arrays = {**self.kept, "source": source.reshape(-1), "out": out.reshape(-1)}
-            return run(self.plan.call, arrays, self.plan.rooms, workspace, self.plan.work)
+            return run_images(self.plan, arrays, self.geometry.batch, workspace)
         finally:
             self.idle.append(workspace)
 
