@@ -91,8 +91,8 @@ def pack_plane(x, first, every, planes, Z, P, n, odd, slice_, line, place, origi
     end, so that vectors may run over into what is written next.
     """
     done, done_odd, z, p = 0, 0, 0, 0
-    # vectors end in the rows that follow; of less than 3 pixels `every` apart these may be too short
-    followed, slices = P - (lanes + n - 1) // n if n > 2 else 0, Z if P else 0
+    # vectors end in the rows that follow; of few pixels `every` apart these may be too short
+    followed, slices = P - (lanes + n - 1) // n if n > max(2, every) else 0, Z if P else 0
     while z <= slices:
         start = origin + z * slice_pitch + p * pitch if z < slices else plane
         clear(place, done, start, plane, lanes)

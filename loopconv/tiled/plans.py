@@ -468,7 +468,7 @@ def _reading(t):
         return 1, 1
     source = t.layout.source
     every = source[:, 5].max(initial=1).item()
-    return every if every <= 2 else 0, 2 if every == 2 and np.ptp(source[:, 2]) == 1 else 1
+    return every if every in (1, 2, 4) else 0, 2 if every == 2 and np.ptp(source[:, 2]) == 1 else 1
 
 
 def _source_table(t):

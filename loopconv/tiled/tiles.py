@@ -97,7 +97,7 @@ def together(width):
 
 # Copying one vector into a panel; what a tile costs besides its sums; and what each of its vectors does where results
 # are not written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
-COPY, TILE, WRITE = 3, 40, 10
+COPY, GATHER, TILE, WRITE = 3, 5, 40, 10
 
 PACK, FAR_PACK = 8, 30
 
@@ -179,12 +179,12 @@ def _direct_cost(M, C, layout, dtype, tile, way):
         return float("inf")
     is_far = layout.channel * np.dtype(dtype).itemsize >= PAGE_BYTES
     step = _step(rows, cols) * _hindrance(way, is_far) * (MERGED if len(layout.merged) else 1)
-    cost = 0
+    cost, copy = 0, GATHER if way == "gathered" else COPY
     for phase, count, number in zip(layout.results.tolist(), copies, tiles):
         is_whole = {"gathered": True, "rows": phase[4] % width == 0}.get(way, phase[6] == prod(phase[2:5]))
         at_once = layout.step[2] == 1 and is_whole
         tile = TILE + (0 if at_once else WRITE * rows * cols)
-        cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * COPY * shares / part) + blocks * tile)
+        cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * copy * shares / part) + blocks * tile)
     return cost
 
 
