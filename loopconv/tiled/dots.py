@@ -2,7 +2,7 @@
 channels would leave lanes empty."""
 
 from loopconv.tiled.pack import make_pack_channel
-from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_zeros
+from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_zeros, vector_sum
 
 
 def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
@@ -63,9 +63,7 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
                 numbers, t = pointer(scratch, tap // cols * size), min(tap, taps - cols)
                 for m in range(rows):
                     for n in range(cols):
-                        total = numbers[(m * cols + n) * lanes]
-                        for lane in range(1, lanes):
-                            total += numbers[(m * cols + n) * lanes + lane]
+                        total = vector_sum(numbers, (m * cols + n) * lanes, lanes)
                         w[(((part * G + g) * K + k0 + m) * C + c) * taps + t + n] = total
         return 0
 

@@ -270,6 +270,17 @@ def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
 
 
 @intrinsic(prefer_literal=True)
+def vector_sum(typing, array, i, lanes):
+    """The sum of array[i : i + lanes]."""
+    vector = Tile(array.dtype, lanes.literal_value, 1, 1).vector
+
+    def codegen(context, builder, signature, arguments):
+        return _sum(builder, _load(builder, address(context, builder, array, *arguments[:2]), vector))
+
+    return array.dtype(array, types.int64, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
 def tile_load_every(typing, array, i, row_step, lane_step, lanes, rows, cols):
     """A tile of array[i + m*row_step + n :: lane_step][:lanes]: lanes are `lane_step`, 1, 2 or 4, apart in memory.
 
@@ -654,8 +665,9 @@ def _masked_store(builder, vector, pointer, mask):
 
 
 def _sum(builder, vector):
-    """All lanes, added one after the other."""
-    total = builder.extract_element(vector, _INT32(0))
-    for lane in range(1, vector.type.count):
-        total = builder.fadd(total, builder.extract_element(vector, _INT32(lane)))
-    return total
+    """All lanes: one half added to the other, until one number is left."""
+    for lanes in (8, 4, 2, 1):
+        if lanes < vector.type.count:
+            halves = (_shuffle(builder, vector, vector, range(first, first + lanes)) for first in (0, lanes))
+            vector = builder.fadd(*halves)
+    return builder.extract_element(vector, _INT32(0))
