@@ -38,6 +38,7 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
             while line < end:
                 n = line // lines
                 stop = min(end, (n + 1) * lines)
+                first_z, first_p = line // P % Z, line % P
                 if own:
                     pack_channel(x, scratch, plan, source, (n * G + g) * C + c, copy)
                     plane = pointer(scratch, copy)
@@ -49,14 +50,17 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
                         acc = tile_zeros(w, lanes, rows, cols)
                     else:
                         acc = tile_load(scratch, total, cols * lanes, lanes, lanes, rows, cols)
-                    for at in range(line, stop):
-                        z, p = at // P % Z, at % P
+                    z, p = first_z, first_p
+                    for _ in range(line, stop):
                         i = n * y_image + (g * K + k0) * y_channel + z * y_slice + p * y_row
                         j = z * slice_ + p * row
                         for q in range(0, whole, lanes):
                             acc = tile_dot(acc, y, i + q, y_channel, plane, j + q, plan, t, None)
                         if whole < Q:
                             acc = tile_dot(acc, y, i + whole, y_channel, plane, j + whole, plan, t, Q - whole)
+                        p += 1
+                        if p == P:
+                            z, p = z + 1, 0
                     tile_store(acc, scratch, total, cols * lanes, lanes)
                 line = stop
             for tap in range(0, taps, cols):
