@@ -212,9 +212,9 @@ def _parallel_unsupported(geometry, dtype):
     return _loops_unsupported(geometry, dtype)
 
 
-# Phases of the adjoint's result, prod(stride): each has a line in its tables, and beyond so many the kernel
-# is mostly empty. Strides this long are left to the textbook loops.
-TILED_PHASES = 256
+# Phases of the adjoint's result, prod(stride): each has a line in its tables, and a plan of so many takes half a second
+# to make. Longer strides are left to the textbook loops.
+TILED_PHASES = 1024
 
 TILED_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64)))
 

@@ -12,7 +12,7 @@ The zeros after a row serve as the padding before the next.
 """
 
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 from math import prod
 from typing import NamedTuple
 
@@ -216,8 +216,11 @@ MOST_PHASES = 64
 def cut_layouts(p, is_adjoint):
     """The layouts that leave out some taps that are outside of the source: on one axis, or on several."""
     make = adjoint_layout if is_adjoint else forward_layout
-    whole, *layouts = (make(p, cut=cut) for cut in product((False, True), repeat=3))
-    return [one for one in layouts if _sums(one) < _sums(whole) and len(one.results) <= MOST_PHASES and len(one.source)]
+    cuts = [tuple(axis == one for axis in range(3)) for one in range(3)]
+    cuts = [cut for cut in cuts if _sums(make(p, cut=cut)) < _sums(make(p))]
+    several = [some for n in range(1, len(cuts) + 1) for some in combinations(cuts, n)]
+    layouts = [make(p, cut=tuple(map(any, zip(*some)))) for some in several]
+    return [one for one in layouts if len(one.results) <= MOST_PHASES and len(one.source)]
 
 
 def _sums(layout):

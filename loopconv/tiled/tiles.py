@@ -142,10 +142,11 @@ def direct_tile(M, C, layout, dtype):
 
 def direct_layout(t):
     """The layout of a `plans.Task`, or with its phases as one, or cut at the padding; what is expected to be faster."""
-    merged = merged_layout(t.layout)
-    best = min([t.layout] if merged is None else [t.layout, merged], key=lambda one: _whole_cost(t, one))
-    cut = min(cut_layouts(t.p, t.adjoint), key=lambda one: _whole_cost(t, one), default=best)
-    return cut if CUT * _whole_cost(t, cut) + CUT_CALL < _whole_cost(t, best) else best
+    merged, cut = merged_layout(t.layout), cut_layouts(t.p, t.adjoint)
+    layouts = [t.layout, *([] if merged is None else [merged]), *cut]
+    costs = [_whole_cost(t, layout) for layout in layouts]
+    costs[len(layouts) - len(cut) :] = (CUT * cost + CUT_CALL for cost in costs[len(layouts) - len(cut) :])
+    return layouts[costs.index(min(costs))]
 
 
 def _whole_cost(t, layout):
