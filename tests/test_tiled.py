@@ -345,6 +345,17 @@ def test_which_calls_are_cut():
             assert (tiles.direct_layout(t) is not t.layout) == is_cut
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+def test_every_fourth_pixel(dtype, force):
+    """Rows of a vector less one, and so on; of so few that vectors would end far behind them; of slices as well."""
+    for n, rows in itertools.product((9, 13, 16, 17, *around(4 * tiles.lanes(dtype)), 150), (1, 5, 23)):
+        for shape, kernel, stride in (((rows, n), (1, 4), (1, 4)), ((2, rows, n), (1, 2, 5), (1, 1, 4))):
+            if rows >= kernel[-2]:
+                g = geometry.conv((2, 3, *shape), (5, 3, *kernel), padding=(*(0 for _ in kernel[1:]), 1), stride=stride)
+                check("forward", g, dtype, "direct")
+                check("weight", g, dtype)
+
+
 @pytest.mark.parametrize("way", tiles.WAYS)
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])
 def test_direct_in_chunks_parts_and_shares(contraction, way, force, monkeypatch):
@@ -865,6 +876,7 @@ def test_what_is_read_in_place():
         geometry.conv((1, 8, 40, 40), (8, 8, 5, 5), stride=2),
         geometry.conv((1, 1, 3), (1, 1, 2)),  # less than a tile
         geometry.conv((2, 8, 9, 9), (8, 8, 2, 2)),  # folded
+        geometry.conv((1, 8, 400, 400), (8, 8, 5, 5)),  # from memory, by rows apart
     ]
     assert [is_copied("forward", g) for g in in_place] == [False] * len(in_place)
     assert [is_copied("forward", g) for g in copied] == [True] * len(copied)
@@ -1082,6 +1094,9 @@ GUARDED = {
     "padded": geometry.conv((1, 3, 33, 35), (5, 3, 4, 5), padding=2),
     "strided": geometry.conv((1, 3, 33, 35), (5, 3, 5, 4), padding=2, stride=(2, 3)),
     "strided, 1-D": geometry.conv((2, 3, 203), (5, 3, 4), padding=2, stride=4),
+    "every fourth": geometry.conv((1, 3, 22, 70), (5, 3, 5, 5), padding=1, stride=4),
+    "every fourth of few": geometry.conv((2, 3, 30, 13), (5, 3, 3, 4), stride=(1, 4)),
+    "every fourth, depthwise": geometry.conv((1, 4, 33, 37), (4, 1, 3, 6), groups=4, padding=2, stride=(2, 4)),
     "grouped": geometry.conv((2, 12, 9, 17), (8, 3, 3, 3), padding=1, groups=4),
     "depthwise": geometry.conv((2, 9, 17, 33), (9, 1, 3, 3), padding=1, groups=9),
     "depthwise, valid": geometry.conv((1, 9, 17, 33), (9, 1, 3, 3), groups=9),
@@ -1561,6 +1576,21 @@ def test_tile_load_every(kind, step, cols):
         for m, n in np.ndindex(ROWS, cols):
             begin = i + m * row_step + n
             assert np.array_equal(out[m, n], array[begin : begin + step * lanes : step]), (i, row_step, m, n)
+
+
+def make_vector_sum(lanes):
+    def vector_sum(array, i, out):
+        out[0] = simd.vector_sum(array, i, lanes)
+
+    return vector_sum
+
+
+def test_vector_sum(kind):
+    dtype, lanes = kind
+    array, out = numbers(dtype, 3 * lanes), np.empty(1, dtype)
+    for i in (0, 3, 2 * lanes):
+        operation(make_vector_sum, lanes)(array, i, out)
+        assert out[0] == array[i : i + lanes].sum()
 
 
 def make_gather(lanes):
