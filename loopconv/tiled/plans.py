@@ -28,6 +28,7 @@ from loopconv.tiled.layout import (
 from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
     IMAGES_BYTES,
+    IMAGES_WORK,
     INPUTS_BYTES,
     LEAST_IMAGES,
     PANEL_BYTES,
@@ -106,14 +107,16 @@ def work(geometry):
 def images_together(geometry, plan, dtype):
     """Of how many images a call's buffers stay in the second-level cache, from their copy to the end of the sums.
 
-    16->32 3x3, stride 2, 128 images of 32x32 takes 4.6 ms 16 by 16, and 7.7 together; on two threads 3.0 and 4.4. One
-    by one, threads would share each image: 128->128 3x3, 16 images of 28x28, 20.3 and 17.5 ms. Images that are slices
-    of one are better together.
+    In ms, some and all together, on one thread and on two: 16->32 3x3, stride 2, 128 images of 32x32 4.8 and 7.1, 2.5
+    and 3.5; 16->16 5.0 and 5.4, 3.3 and 3.5. Smaller buffers gain nothing, and threads wait for each other more often:
+    64->3 4x4, stride 2, the adjoint of 16 images of 32x32 1.50 and 1.55, 1.38 and 1.13; the adjoint of 1->32 3x3, 64
+    images of 28x28 1.13 and 1.25, 0.69 and 0.58. Images that are slices of one are better together.
     """
     N, size = geometry.batch, sum(plan.rooms.values()) * dtype.itemsize
     most = min(N, N * IMAGES_BYTES // max(size, 1))
     images = max((n for n in range(1, most + 1) if N % n == 0), default=1)
-    return N if is_folded(geometry) or images < max(LEAST_IMAGES, most / 2) else images
+    is_large = size > 4 * IMAGES_BYTES and work(geometry) * images >= N * IMAGES_WORK
+    return images if is_large and not is_folded(geometry) and images >= max(LEAST_IMAGES, most / 2) else N
 
 
 class Side(NamedTuple):

@@ -27,9 +27,9 @@ PANEL_BYTES = 20 << 10
 # the second-level cache, which has 512 KiB or more.
 SUMS_BYTES, INPUTS_BYTES, PRODUCTS_BYTES = 96 << 10, 256 << 10, 128 << 10
 
-# What the buffers of some images of a batch may take, about the second-level cache of one processor, and how many
-# images these are at least.
-IMAGES_BYTES, LEAST_IMAGES = 1200 << 10, 4
+# What the buffers of some images of a batch may take, about the second-level cache of one processor; how many images
+# these are at least, and their work.
+IMAGES_BYTES, LEAST_IMAGES, IMAGES_WORK = 1200 << 10, 4, 5_000_000
 
 # Tiles in one part of the pixels: they have one panel, and their results are written together.
 PART = 4
