@@ -108,7 +108,7 @@ def images_together(geometry, plan, dtype):
     """Of how many images a call's buffers stay in the second-level cache, from their copy to the end of the sums.
 
     In ms, some and all together, on one thread and on two: 16->32 3x3, stride 2, 128 images of 32x32 4.8 and 7.1, 2.5
-    and 3.5; 16->16 5.0 and 5.4, 3.3 and 3.5. Smaller buffers gain nothing, and threads wait for each other more often:
+    and 3.5; 16->16 5.0 and 5.4, 3.3 and 3.6. Smaller buffers gain nothing, and threads wait for each other more often:
     64->3 4x4, stride 2, the adjoint of 16 images of 32x32 1.50 and 1.55, 1.38 and 1.13; the adjoint of 1->32 3x3, 64
     images of 28x28 1.13 and 1.25, 0.69 and 0.58. Images that are slices of one are better together.
     """
@@ -246,7 +246,7 @@ def direct_plan(t):
     fitting = blocks_of_a_share(layout, rows, part * width, dtype)
     most = 1 if phases > 1 else max(blocks, 1)  # what is merged is written together
     # results of several phases are on the same lines, so threads rather take different channels: 100->512 4x4 on 16
-    # single pixels on two threads 3.0 -> 1.1 ms; but each share fills its panels anew
+    # single pixels on two threads takes a third of the time; but each share fills its panels anew
     apart = units if paneled else p.N * p.G
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(apart * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
