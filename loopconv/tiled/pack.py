@@ -308,8 +308,8 @@ def make_pack_weights(rows, together, lanes):
     def pack_weights(arrays, scratch, plan, first, last):
         """Write the row blocks first .. last-1 of `w` as (group, block, result phase, channel, tap, row).
 
-        In that order the kernels read them one after the other; of phases that share taps there is one for all. Rows past the last are as the last. Tap t of
-        channel c goes to tap_first[t] + c * tap_step[t] in a block.
+        In that order the kernels read them one after the other; of phases that share taps there is one for all. Rows
+        past the last are as the last. Tap t of channel c goes to tap_first[t] + c * tap_step[t] in a block.
         """
         w, packed = arrays
         M, C, T, w_group, w_row, w_channel, in_order = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]

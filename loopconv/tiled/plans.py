@@ -246,7 +246,7 @@ def direct_plan(t):
     fitting = blocks_of_a_share(layout, rows, part * width, dtype)
     most = 1 if phases > 1 else max(blocks, 1)  # what is merged is written together
     # results of several phases are on the same lines, so threads rather take different channels: 100->512 4x4 on 16
-    # single pixels on two threads takes a third of the time; but each share fills its panels anew
+    # single pixels is 2.6 to 2.9 times as fast on two threads; but each share fills its panels anew
     apart = units if paneled else p.N * p.G
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(apart * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width

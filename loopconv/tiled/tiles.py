@@ -95,16 +95,16 @@ def together(width):
 
 # ---------------------------------------------------------------------------- costs, in multiply-adds of vectors
 
-# Copying one vector into a panel, and where it is gathered (with 3 for both, 1x7 taps on 128->128, 17x17, were gathered,
-# in 0.84 ms; flat 0.71); what a tile costs besides its sums; and what each of its vectors does where results are not
-# written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
+# Copying one vector into a panel, and where it is gathered (with 3 for both, 128->128 1x7, 17x17, was gathered, 1.1 to
+# 1.2 times as slow as flat); what a tile costs besides its sums; and what each of its vectors does where results are
+# not written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
 COPY, GATHER, TILE, WRITE = 3, 5, 40, 10
 
 # Copying one vector of the source into a buffer: in the caches, and of sources larger than FAR_BYTES.
 PACK, FAR_PACK = 8, 30
 
-# How many times what is expected of them phases cost that are cut at the padding, and a test of the weights. Where 3 to 7 %
-# were expected to be saved, -2 to 11 were, but with 32x32 taps, which all phases read again, 20 lost.
+# How many times what is expected of them phases cost that are cut at the padding, and a test of the weights. Where 3 to
+# 7 % were expected to be saved, -2 to 11 were, but with 32x32 taps, which all phases read again, 20 lost.
 CUT, CUT_CALL = 1.06, 5000
 
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
