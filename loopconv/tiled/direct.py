@@ -130,7 +130,7 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                             for _ in range(copies):
                                 vector = tile_load(buffer, from_ + plan[copy], 0, 0, lanes, 1, 1)
                                 tile_store(vector, scratch, to + plan[copy + 1], 0, 0)
-                                prefetch(buffer, from_ + plan[copy] + part_step)
+                                prefetch(buffer, from_ + plan[copy] + part_step, 2)
                                 copy += 2
                             from_ += channel
                             to += depth
@@ -153,9 +153,9 @@ def make_direct(lanes, few_lanes, rows, cols, paneled):
                             for step in range(0, 2 * steps, 2):
                                 offset, weight = offsets[step], i + offsets[step + 1]
                                 acc = tile_outer(acc, w, weight, 1, pixels, b + offset)
-                                prefetch(w, weight + AHEAD)
+                                prefetch(w, weight + AHEAD, 2)
                                 if asks:
-                                    prefetch(pixels, ahead + offset)
+                                    prefetch(pixels, ahead + offset, 2)
                             if whole and c1 == C and (r + 1) * rows <= M:
                                 tile_store(tile_add(acc, bias, m, 1), out, to, out_channel, lanes)
                             else:

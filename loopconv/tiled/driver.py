@@ -16,6 +16,7 @@ from loopconv.tiled.plans import (
     direct_plan,
     dots_plan,
     images_together,
+    indirect_plan,
     outer_plan,
     product_lines,
     task,
@@ -30,6 +31,8 @@ from loopconv.tiled.tiles import (
     direct_layout,
     direct_tile,
     dots_tile,
+    indirect_layout,
+    indirect_tile,
     outer_tile,
     winograd_tile,
     winograd_weight_tile,
@@ -39,6 +42,7 @@ from loopconv.tiled.workspace import own
 # What `algorithm=` may say, and the plan it stands for.
 SUMS = {
     "direct": direct_plan,
+    "indirect": indirect_plan,
     "depthwise": depthwise_plan,
     "winograd2": lambda t: winograd_plan(t, 2),
     "winograd4": lambda t: winograd_plan(t, 4),
@@ -141,7 +145,7 @@ def zeros(size, dtype):
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call."""
-    fitting = {"depthwise": is_depthwise(geometry)}
+    fitting = {"depthwise": is_depthwise(geometry), "indirect": has_pixels(geometry)}
     fitting |= {f"winograd{m}": is_winograd(geometry, m) for m in (2, 4)}
     return tuple(name for name in (PRODUCTS if contraction == "weight" else SUMS) if fitting.get(name, True))
 
@@ -180,7 +184,9 @@ def preferred(contraction, geometry, dtype, is_planned=False):
     if is_depthwise(geometry):
         return "depthwise"
     t = task(geometry, contraction, dtype, is_planned)
-    return "winograd2" if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t) else "direct"
+    if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t):
+        return "winograd2"
+    return "indirect" if has_pixels(geometry) and indirect_layout(t)[0] < direct_layout(t)[0] else "direct"
 
 
 def is_winograd_exact(t):
@@ -194,8 +200,10 @@ def is_winograd_exact(t):
 
 def is_winograd_faster(t):
     """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
-    tiles, layout = tile_lines(t.geometry, t.adjoint, 2), direct_layout(t)
-    return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < direct_tile(t.M, t.C, layout, t.dtype)[0]
+    tiles = tile_lines(t.geometry, t.adjoint, 2)
+    choices = (direct_tile, direct_layout(t)), (indirect_tile, indirect_layout(t))
+    others = [tile(t.M, t.C, layout, t.dtype)[0] for tile, (_, layout) in choices]
+    return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < min(others)
 
 
 @lru_cache(maxsize=256)

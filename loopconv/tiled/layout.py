@@ -11,7 +11,7 @@ The zeros after a row serve as the padding before the next.
   zeros that a stride would insert between the pixels of y are never multiplied.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations, pairwise, product
 from math import prod
 from typing import NamedTuple
@@ -99,8 +99,8 @@ class Layout(NamedTuple):
         First tap, past the last tap, pixels on three axes, first result element, flat length in the buffer.
     tap_offset, tap_weight : int64 arrays
         For every tap of every result phase: its offset in the buffer, and its number in the kernel.
-    step : three ints
-        Result elements between neighbouring pixels of one phase on each axis.
+    step, source_step : three ints
+        Elements of the result, and of the buffer, between neighbouring pixels of one phase on each axis.
     merged : int64 array (phases of the result, 5)
         Where `results` is one phase for all of these: how far the positions of each are behind its own, their pixels on
         three axes, first result element. The weights of all taps are then in `tap_weight`, phase after phase.
@@ -116,14 +116,16 @@ class Layout(NamedTuple):
     tap_offset: np.ndarray
     tap_weight: np.ndarray
     step: tuple
+    source_step: tuple
     merged: np.ndarray
 
 
 @lru_cache(maxsize=512)
-def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False)):
+def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False), whole=False):
     """Layout of x for y = C x, and for the weight gradient: phases of x, and of y those of pixels `every` apart.
 
-    On axes that are `cut`, results with the same taps outside of x are a phase of their own, without these taps.
+    On axes that are `cut`, results with the same taps outside of x are a phase of their own, without these taps. A
+    `whole` x is one plane, whatever the stride.
     """
     results = [
         [
@@ -138,6 +140,10 @@ def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False)):
         for n, o, k, s, d, lo, m, is_cut in zip(p.x, p.y, p.k, p.stride, p.dilation, p.pad, every, cut)
     ]  # fmt: skip
     stride = [s * m for s, m in zip(p.stride, every)]
+    walk = (1, 1, 1)
+    if whole:
+        walk, stride = stride, walk
+        results = [[_whole(*zone, s) for zone in axis] for axis, s in zip(results, walk)]
     axes = [_axis(-(-n // s), axis) for n, s, axis in zip(p.x, stride, results)]
     phases = sorted(product(*({phase for *_, taps in axis for *_, phase in taps} for axis in results)))
     plane, pitches, steps, origin = _plane(axes, align)
@@ -148,13 +154,15 @@ def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False)):
             plane_start = phases.index(tuple(phase for *_, phase in tap)) * plane + origin
             offsets.append(plane_start + sum(shift * step for (shift, *_), step in zip(tap, steps)))
             weights.append(tap_number(p, [r for _, r, _ in tap]))
-        pixels = [pixels for _, pixels, _ in result]
+        reach = [pixels for _, pixels, _ in result]
         start = sum(i * step for (i, *_), step in zip(result, p.y_step[1:]))
-        rows.append([first, len(offsets), *pixels, start, _flat(pixels, steps)])
+        pixels = [-(-n // s) for n, s in zip(reach, walk)]
+        rows.append([first, len(offsets), *pixels, start, _flat(reach, steps)])
     source = np.array([[*phase, *stride] for phase in phases], np.int64).reshape(-1, 6)
     lengths = tuple(axis.length for axis in axes)
     step = tuple(step * m for step, m in zip(p.y_step[1:], every))
-    return _layout(source, lengths, pitches, origin, plane, rows, offsets, weights, step)
+    source_step = tuple(step * s for step, s in zip(steps, walk))
+    return _layout(source, lengths, pitches, origin, plane, rows, offsets, weights, step, source_step)
 
 
 @lru_cache(maxsize=512)
@@ -182,7 +190,7 @@ def adjoint_layout(p, align=1, cut=(False, False, False)):
     source = np.array([[0, 0, 0, 1, 1, 1]], np.int64)
     lengths = tuple(axis.length for axis in axes)
     step = tuple(step * s for step, s in zip(p.x_step[1:], p.stride))
-    return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step)
+    return _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step, steps)
 
 
 def merged_layout(layout):
@@ -213,9 +221,9 @@ MOST_PHASES = 64
 
 
 @lru_cache(maxsize=256)
-def cut_layouts(p, is_adjoint):
+def cut_layouts(p, is_adjoint, whole=False):
     """The layouts that leave out some taps that are outside of the source: on one axis, or on several."""
-    make = adjoint_layout if is_adjoint else forward_layout
+    make = adjoint_layout if is_adjoint else partial(forward_layout, whole=whole)
     cuts = [tuple(axis == one for axis in range(3)) for one in range(3)]
     cuts = [cut for cut in cuts if _sums(make(p, cut=cut)) < _sums(make(p))]
     several = [some for n in range(1, len(cuts) + 1) for some in combinations(cuts, n)]
@@ -307,7 +315,7 @@ def dense_layout(sizes, every=(1, 1, 1)):
     """Layout without gaps of the phases of an array of three `sizes`, `every` pixels apart: y for weight gradients."""
     source = np.array([[*phase, *every] for phase in product(*map(range, every))], np.int64)
     pixels = tuple(-(-n // m) for n, m in zip(sizes, every))
-    return _layout(source, pixels, pixels, 0, prod(pixels), [], [0], [0], (0, 0, 0))
+    return _layout(source, pixels, pixels, 0, prod(pixels), [], [0], [0], (0, 0, 0), (0, 0, 0))
 
 
 def adjoint_phase(n, k, s, d, lo, phase):
@@ -342,6 +350,11 @@ def _zones(first, step, pixels, taps, lengths):
         )
         for begin, end in pairwise(cuts)
     ]
+
+
+def _whole(first, pixels, taps, stride):
+    """A zone whose taps read phases of the source as one whose taps read the source, `stride` apart."""
+    return first, max((pixels - 1) * stride + 1, 0), [(shift * stride + phase, r, 0) for shift, r, phase in taps]
 
 
 def tap_number(p, at):
@@ -402,9 +415,9 @@ def _flat(pixels, steps):
     return sum((n - 1) * step for n, step in zip(pixels, steps)) + 1 if prod(pixels) else 0
 
 
-def _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step):
+def _layout(source, lengths, pitches, origin, plane, results, offsets, weights, step, source_step):
     return Layout(
         source, lengths, pitches, origin, plane, plane * len(source),
         np.array([row for row in results if row[-1]], np.int64).reshape(-1, 7),
-        np.array(offsets, np.int64), np.array(weights, np.int64), step, np.zeros((0, 5), np.int64),
+        np.array(offsets, np.int64), np.array(weights, np.int64), step, source_step, np.zeros((0, 5), np.int64),
     )  # fmt: skip

@@ -309,15 +309,16 @@ def make_pack_weights(rows, together, lanes):
         """Write the row blocks first .. last-1 of `w` as (group, block, result phase, channel, tap, row).
 
         In that order the kernels read them one after the other; of phases that share taps there is one for all. Rows
-        past the last are as the last. Tap t of channel c goes to tap_first[t] + c * tap_step[t] in a block.
+        past the last are as the last. Tap t of channel c goes to tap_first[t] + c * tap_step[t] in a block, and blocks
+        begin `size` apart.
         """
         w, packed = arrays
         M, C, T, w_group, w_row, w_channel, in_order = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-        tap_first, tap_step = pointer(plan, 7), pointer(plan, 7 + T)
+        size, tap_first, tap_step = plan[7], pointer(plan, 8), pointer(plan, 8 + T)
         blocks, whole = (M + rows - 1) // rows, T - T % taps_together
         if in_order:  # forward: the channels and taps of a row follow each other, and stay as they are
             for block in range(first, last):
-                m0, to = block % blocks * rows, block * C * T * rows
+                m0, to = block % blocks * rows, block * size
                 here, at = min(rows, M - m0), block // blocks * w_group + m0 * w_row
                 if here == rows:
                     for m in range(0, rows, together):
@@ -331,7 +332,7 @@ def make_pack_weights(rows, together, lanes):
             c1 = min(c0 + CHANNELS_TOGETHER, C)
             g, m0 = first // blocks, first % blocks * rows
             for block in range(first, last):
-                here, at, to = min(rows, M - m0), g * w_group + m0 * w_row, block * C * T * rows
+                here, at, to = min(rows, M - m0), g * w_group + m0 * w_row, block * size
                 m0 += rows
                 if m0 >= M:
                     g, m0 = g + 1, 0

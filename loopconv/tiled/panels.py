@@ -87,9 +87,9 @@ def flattened(layout, width, part, lanes, in_place, paneled, room, C):
         copies.append(places)
     chunk = _chunk(C, room, reach)
     if not paneled:
-        return _tiling(phases, part * width, [[]], 1, _offsets(phases, taps, layout.channel, chunk), 0, chunk, runs)
+        return _tiling(phases, part * width, [[]], 1, tap_offsets(phases, taps, layout.channel, chunk), 0, chunk, runs)
     depth = _apart(depth, lanes)
-    return _tiling(phases, part * width, copies, 1, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
+    return _tiling(phases, part * width, copies, 1, tap_offsets(phases, taps, depth, chunk), depth, chunk, runs)
 
 
 def is_inside(layout, width, part, paneled):
@@ -121,9 +121,8 @@ def gathered(layout, width, part, lanes, room, C):
     taps, depth, reach = layout.tap_offset.copy(), 0, 0
     parts = -(-max([1, *(layout.results[:, 2:5].prod(axis=1))]) // size)
     for row in layout.results:
-        t0, t1, Z, P, Q, start, _ = row.tolist()
-        z, p, q = (axis.reshape(-1) for axis in np.indices((Z, P, Q)))
-        element = start + z * layout.step[0] + p * layout.step[1] + q * layout.step[2]
+        t0, t1, _, _, Q, start, _ = row.tolist()
+        element = _pixels(row, start, layout.step)
         columns.append(_columns(layout, row, size))
         to = 0
         for _, lags in columns[-1]:
@@ -141,7 +140,7 @@ def gathered(layout, width, part, lanes, room, C):
         for first in range(parts)
     ]
     chunk, depth = _chunk(C, room, reach), _apart(depth, lanes)
-    return _tiling(phases, 0, copies, parts, _offsets(phases, taps, depth, chunk), depth, chunk, runs)
+    return _tiling(phases, 0, copies, parts, tap_offsets(phases, taps, depth, chunk), depth, chunk, runs)
 
 
 def by_rows(layout, width, part, lanes, room, C):
@@ -155,8 +154,72 @@ def by_rows(layout, width, part, lanes, room, C):
         runs.append(_runs(position * part * width, Q, element, 0, fan(layout)))
         reach = max(reach, _stretches(layout.tap_offset[t0:t1], width, lanes)[2])
     chunk = _chunk(C, room, reach)
-    offsets = _offsets(phases, layout.tap_offset, layout.channel, chunk)
+    offsets = tap_offsets(phases, layout.tap_offset, layout.channel, chunk)
     return _tiling(phases, layout.pitches[2], [[]], 1, offsets, 0, chunk, runs)
+
+
+class Listing(NamedTuple):
+    """The pixels of a result, in the order of its elements, in parts, and their tiles of pixels with the same taps.
+
+    Attributes
+    ----------
+    parts : int64 array (parts + 1, 2)
+        First tile and first run of each part.
+    tiles : int64 array
+        The phase of each tile.
+    positions : int64 array
+        For each pixel of each tile, where it is read in the buffer.
+    places : int64 array
+        For each pixel of the result, which one it is of the part's tiles.
+    runs : int64 array (runs, 3)
+        Pixels whose elements follow each other: (first pixel, pixels, first element).
+    most : int
+        Tiles of a part.
+    """
+
+    parts: np.ndarray
+    tiles: np.ndarray
+    positions: np.ndarray
+    places: np.ndarray
+    runs: np.ndarray
+    most: int
+
+
+def listed(layout, rows, size):
+    """Tiles of `rows` pixels, each read where it is, in parts of `size` pixels of the result."""
+    results, F = layout.results, len(layout.results)
+    phase = np.repeat(np.arange(F), results[:, 2:5].prod(axis=1))
+    position = np.concatenate([_pixels(row, 0, layout.source_step) for row in results])
+    element = np.concatenate([_pixels(row, row[5], layout.step) for row in results])
+    in_order = np.argsort(element)
+    phase, position, element = phase[in_order], position[in_order], element[in_order]
+    # pixels with the same key are a part's of one phase
+    pixels = np.arange(len(element))
+    key = pixels // size * F + phase
+    parts = -(-len(element) // size)
+    by_key = np.argsort(key, kind="stable")
+    counts = np.bincount(key, minlength=parts * F)
+    tiles = -(-counts // rows)
+    first = np.cumsum([0, *tiles])
+    place = np.empty_like(key)
+    place[by_key] = (first[:-1] * rows)[key[by_key]] + pixels - (np.cumsum(counts) - counts)[key[by_key]]
+    # the last tile of a phase reads one of its pixels more than once
+    of_tile = np.repeat(np.arange(parts * F), tiles)
+    positions = np.repeat(position[by_key[(np.cumsum(counts) - counts)[of_tile]]], rows)
+    positions[place] = position
+    first_tile = first[::F]
+    runs = np.array([(begin, n, element[begin]) for begin, n in _stretched(element, 1)] + [(NEVER, 0, 0)], np.int64)
+    first_run = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(parts) * size, side="right")
+    return Listing(
+        np.stack([first_tile, np.append(first_run, 0)], axis=1), of_tile % F, positions,
+        place - first_tile[pixels // size] * rows, runs, int(np.diff(first_tile).max()),
+    )  # fmt: skip
+
+
+def _pixels(phase, first, step):
+    """Where the pixels of a phase of the result are, from the first on."""
+    z, p, q = (axis.reshape(-1) for axis in np.indices(phase[2:5]))
+    return first + z * step[0] + p * step[1] + q * step[2]
 
 
 def rows_of_phase(layout, Z, P):
@@ -192,7 +255,7 @@ def _chunk(C, room, depth):
     return -(-C // -(-C // max(1, min(C, most))))
 
 
-def _offsets(phases, taps, channel, chunk):
+def tap_offsets(phases, taps, channel, chunk):
     """Where each channel of a chunk and tap is, phase by phase, if channels are `channel` apart."""
     first = np.arange(chunk)[:, None] * channel
     offsets = np.zeros(chunk * len(taps), np.int64)  # also for taps of phases that have no pixels

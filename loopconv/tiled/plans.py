@@ -12,9 +12,11 @@ from loopconv.tiled import panels
 from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
+from loopconv.tiled.indirect import make_indirect
 from loopconv.tiled.launch import compiled
 from loopconv.tiled.layout import (
     adjoint_layout,
+    cut_layouts,
     dense_layout,
     fan,
     forward_layout,
@@ -46,6 +48,9 @@ from loopconv.tiled.tiles import (
     dots_tile,
     even,
     few_lanes,
+    indirect_layout,
+    indirect_parts,
+    indirect_tile,
     is_read_in_place,
     lanes,
     outer_tile,
@@ -220,7 +225,7 @@ def _ranges(stencils, m, R, S):
 
 def direct_plan(t):
     """By the direct kernel."""
-    layout = direct_layout(t)
+    _, layout = direct_layout(t)
     is_cut = layout is not t.layout and not len(layout.merged)
     tests = (_test_finite(t.geometry, t.dtype),) if is_cut else _test_weights(t)  # cut taps may be of the padding
     t, p, dtype, phases = t._replace(layout=layout), t.p, t.dtype, max(1, len(layout.merged))
@@ -250,7 +255,7 @@ def direct_plan(t):
     apart = units if paneled else p.N * p.G
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(apart * parts, 1))))
     sums = F * -(-blocks // shares) * rows * part * width
-    weight_steps, weight_offsets = _weights_at(t, rows, tiling)
+    weight_steps, weight_offsets = _weights_at(t, rows, tiling.phases, tiling.chunk)
     numbers = _tables(
         [p.G, t.M, t.C, _packed_taps(t), layout.channel, tiling.chunk, tiling.depth,
          p.G * t.M * t.result.steps[0], t.result.steps[0], layout.step[2], len(tiling.phases), parts, shares, part,
@@ -269,15 +274,49 @@ def direct_plan(t):
     return Plan((*tests, weights), (call,) if in_place else (pack, call), kept, rooms)
 
 
-def _weights_at(t, rows, tiling):
-    """For each phase the packed weights from channel to channel, and as `tiling.offsets` those of channels and taps."""
+def indirect_plan(t):
+    """By the indirect kernel."""
+    _, layout = indirect_layout(t)
+    is_cut = any(layout is one for one in cut_layouts(t.p, t.adjoint, True))
+    tests = (_test_finite(t.geometry, t.dtype),) if is_cut else _test_weights(t)
+    t, p, dtype, M, C, n = t._replace(layout=layout), t.p, t.dtype, t.M, t.C, lanes(t.dtype)
+    _, rows, cols = indirect_tile(M, C, layout, dtype)
+    size, shares, chunk = indirect_parts(t, layout, rows, cols)
+    listing = panels.listed(layout, rows, size)
+    parts, pitch = len(listing.parts) - 1, -(-M // (cols * n * shares)) * cols * n
+    taps = layout.results[:, :2]
+    offsets = panels.tap_offsets(taps, layout.tap_offset, layout.channel, chunk)
+    steps, weight_offsets = _weights_at(t, n, taps, chunk)
+    phases = np.stack([2 * chunk * taps[:, 0], taps[:, 1] - taps[:, 0], steps], axis=1)
+    column = _unaligned(n * C * prod(p.k), dtype)  # packed weights of a vector of channels
+    numbers = _tables(
+        [p.G, M, C, column, layout.channel, chunk, pitch, p.G * M * t.result.steps[0], t.result.steps[0], parts,
+         shares, size, prod(t.result.sizes)],
+        listing.parts, phases[listing.tiles], listing.positions, np.pad(listing.places * pitch, (0, n)), listing.runs,
+        np.stack([offsets, weight_offsets], axis=1),
+    )  # fmt: skip
+    in_place = is_in_place(layout, t.source.sizes, t.source.steps)
+    pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
+    weights, kept = _pack_weights(t, n, column)
+    call = Stage(
+        compiled(make_indirect, n, rows, cols), ("source" if in_place else "buffer", "packed", "out", "bias"), numbers,
+        p.N * p.G * parts * shares, (listing.most * rows + n) * pitch,
+    )  # fmt: skip
+    return Plan((*tests, weights), (call,) if in_place else (pack, call), kept, rooms)
+
+
+def _weights_at(t, rows, phases, chunk):
+    """For each phase the packed weights from channel to channel, and where those of channels and taps are.
+
+    As `panels.tap_offsets`.
+    """
     first, step = _weight_order(t)
     numbers = np.arange(len(first)) if len(t.layout.merged) else t.layout.tap_weight
-    steps, offsets, channels = [], np.zeros_like(tiling.offsets), np.arange(tiling.chunk)[:, None]
-    for t0, t1, *_ in tiling.phases:
+    steps, offsets, channels = [], np.zeros(chunk * len(t.layout.tap_offset), np.int64), np.arange(chunk)[:, None]
+    for t0, t1, *_ in phases:
         taps = numbers[t0:t1]
         steps.append(step[taps[:1]].sum() * rows)
-        offsets[t0 * tiling.chunk : t1 * tiling.chunk] = (first[taps] + channels * step[taps]).reshape(-1) * rows
+        offsets[t0 * chunk : t1 * chunk] = (first[taps] + channels * step[taps]).reshape(-1) * rows
     return steps, offsets
 
 
@@ -496,15 +535,14 @@ def _source_table(t):
     ]  # fmt: skip
 
 
-def _pack_weights(t, rows):
-    """(stage, kept) for the packed weights."""
+def _pack_weights(t, rows, size=None):
+    """(stage, kept) for the packed weights, in blocks of `size` elements, if these are not all needed."""
     M, C, T, (first, step) = t.M, t.C, prod(t.p.k), _weight_order(t)
-    blocks = t.p.G * -(-M // rows)
+    blocks, size = t.p.G * -(-M // rows), size or rows * C * T
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T))
-    numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order], np.int64), first * rows, step * rows])
-    size = blocks * rows * C * T
+    numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order, size], np.int64), first * rows, step * rows])
     kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
-    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": size}
+    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": blocks * size}
 
 
 def _pack_merged_weights(t, rows):

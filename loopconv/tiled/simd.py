@@ -105,23 +105,24 @@ def tile_outer(typing, tile, a, i, step, b, j):
         acc, a_, i_, step_, b_, j_ = arguments
         rows = address(context, builder, a, a_, i_)
         places = [builder.gep(rows, [builder.mul(step_, _INT64(m))]) for m in range(tile.rows)]
-        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_))
+        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_), _INT64(tile.lanes))
 
     return tile(tile, a, types.int64, types.int64, b, types.int64), codegen
 
 
 @intrinsic
-def tile_outer_at(typing, tile, a, i, offsets, t, b, j):
-    """tile[m, n, :] + a[i + offsets[t + m]] * b[j + n*lanes :][:lanes]."""
+def tile_outer_at(typing, tile, a, i, offsets, t, b, j, col_step):
+    """tile[m, n, :] + a[i + offsets[t + m]] * b[j + n*col_step :][:lanes]."""
 
     def codegen(context, builder, signature, arguments):
-        acc, a_, i_, offsets_, t_, b_, j_ = arguments
+        acc, a_, i_, offsets_, t_, b_, j_, col_step_ = arguments
         begin = address(context, builder, a, a_, i_)
         shifts = address(context, builder, offsets, offsets_, t_)
         places = [builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(m)]))]) for m in range(tile.rows)]
-        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_))
+        return _outer(builder, tile, acc, places, address(context, builder, b, b_, j_), col_step_)
 
-    return tile(tile, a, types.int64, offsets, types.int64, b, types.int64), codegen
+    i64 = types.int64
+    return tile(tile, a, i64, offsets, i64, b, i64, i64), codegen
 
 
 @intrinsic
@@ -267,6 +268,24 @@ def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
 
     i64 = types.int64
     return tile(array, i64, i64, i64, lanes, rows, cols), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_load_at(typing, array, i, offsets, t, lanes, rows):
+    """A tile of one column, array[i + offsets[t + m] :][:lanes]."""
+    tile = Tile(array.dtype, lanes.literal_value, rows.literal_value, 1)
+
+    def codegen(context, builder, signature, arguments):
+        array_, i_, offsets_, t_ = arguments[:4]
+        begin, shifts = address(context, builder, array, array_, i_), address(context, builder, offsets, offsets_, t_)
+        acc = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for m in range(tile.rows):
+            place = builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(m)]))])
+            acc = builder.insert_value(acc, _load(builder, place, tile.vector), m)
+        return acc
+
+    i64 = types.int64
+    return tile(array, i64, offsets, i64, lanes, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -474,15 +493,16 @@ def tile_corner(typing, tile, rows, cols):
     return corner(tile, rows, cols), codegen
 
 
-@intrinsic
-def prefetch(typing, array, index):
-    """Have array[index] brought into the second-level cache; it need not be there."""
+@intrinsic(prefer_literal=True)
+def prefetch(typing, array, index, level):
+    """Have array[index] brought into the cache of that level, 1 or 2; it need not be there."""
 
     def codegen(context, builder, signature, arguments):
-        _prefetch(builder, address(context, builder, array, *arguments), to_write=0, locality=2)
+        place = address(context, builder, array, *arguments[:2])
+        _prefetch(builder, place, to_write=0, locality=4 - level.literal_value)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), codegen
+    return types.void(array, types.int64, level), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -550,9 +570,10 @@ def address(context, builder, array_type, array, index):
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
-def _outer(builder, tile, acc, places, begin):
-    """The tile, and to it the numbers at `places` times the vectors from `begin` on."""
-    vectors = [_load(builder, builder.gep(begin, [_INT64(n * tile.lanes)]), tile.vector) for n in range(tile.cols)]
+def _outer(builder, tile, acc, places, begin, step):
+    """The tile, and to it the numbers at `places` times the vectors from `begin` on, `step` apart."""
+    begins = [builder.gep(begin, [builder.mul(step, _INT64(n))]) for n in range(tile.cols)]
+    vectors = [_load(builder, place, tile.vector) for place in begins]
     for m, place in enumerate(places):
         row = _splat(builder, _load(builder, place, tile.dtype_ir), tile.vector)
         for n in range(tile.cols):

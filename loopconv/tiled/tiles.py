@@ -6,7 +6,7 @@ from math import prod
 import llvmlite.binding as llvm
 import numpy as np
 
-from loopconv.tiled.layout import cut_layouts, fan, is_in_place, merged_layout
+from loopconv.tiled.layout import cut_layouts, fan, forward_layout, is_in_place, merged_layout
 from loopconv.tiled.panels import copies_of_a_part, rows_of_phase
 from loopconv.tiled.simd import sides
 
@@ -19,6 +19,14 @@ TILES = {
     16: ((1, 6), (2, 4), (3, 3), (4, 2), (4, 3), (6, 2), (8, 1)),
 }
 
+# (rows, cols) of the indirect kernel's tiles, whose rows are pixels and whose columns are vectors of channels. On
+# 256->256 3x3, 14x14, with a peak of 118 GFLOP/s, (5, 4), (6, 4), (20, 1) and (28, 1) make 110, 115, 114 and 116. Tiles
+# of more rows and several columns need more registers for addresses than there are: (8, 3) and (12, 2) make 50 to 90.
+INDIRECT_TILES = {
+    32: ((1, 8), (2, 8), (7, 2), (5, 4), (6, 4), (12, 1), (16, 1), (20, 1), (28, 1)),
+    16: ((1, 6), (2, 4), (3, 3), (4, 2), (6, 2), (8, 1), (12, 1)),
+}
+
 # What a tile's panel may take: about the first-level cache, which has 32 KiB or more. Half and twice as much make no
 # difference that could be told from noise.
 PANEL_BYTES = 20 << 10
@@ -26,6 +34,9 @@ PANEL_BYTES = 20 << 10
 # What the results of a unit of the direct kernel, Winograd's transformed inputs and its products may each take of
 # the second-level cache, which has 512 KiB or more.
 SUMS_BYTES, INPUTS_BYTES, PRODUCTS_BYTES = 96 << 10, 256 << 10, 128 << 10
+
+# What the sums of a unit of the indirect kernel may take of it, and the weights of a chunk.
+INDIRECT_SUMS_BYTES, CHUNK_BYTES = 192 << 10, 512 << 10
 
 # What the buffers of some images of a batch may take, about the second-level cache of one processor; how many images
 # these are at least, and their work.
@@ -107,6 +118,10 @@ PACK, FAR_PACK = 8, 30
 # 7 % were expected to be saved, -2 to 11 were, but with 32x32 taps, which all phases read again, 20 lost.
 CUT, CUT_CALL = 1.06, 5000
 
+# The same for the indirect kernel, whose tiles read weights of their own for each phase: 512->512 3x3, 7x7, takes 1.1
+# to 1.4 times as long where 0.9 was expected. And what its sums cost more where it reads more than this of the source.
+INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.15, 1.08, 1 << 20
+
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
 # dilation 2, 28x28; but 72 against 67 on 14x14, where they are not), or where the panel has the pixels of every tap (42
@@ -144,18 +159,84 @@ def direct_tile(M, C, layout, dtype):
 
 
 def direct_layout(t):
-    """The layout of a `plans.Task`, or with its phases as one, or cut at the padding; what is expected to be faster."""
-    merged, cut = merged_layout(t.layout), cut_layouts(t.p, t.adjoint)
-    layouts = [t.layout, *([] if merged is None else [merged]), *cut]
-    costs = [_whole_cost(t, layout) for layout in layouts]
-    costs[len(layouts) - len(cut) :] = (CUT * cost + CUT_CALL for cost in costs[len(layouts) - len(cut) :])
-    return layouts[costs.index(min(costs))]
+    """(cost, layout) of the layout of a `plans.Task`, or with its phases as one, or cut at the padding.
+
+    What is expected to be faster, of one image and group, with the copy of the source where it is not read in place.
+    """
+    merged = merged_layout(t.layout)
+    layouts = [t.layout, *([] if merged is None else [merged])]
+
+    def cost(layout):
+        sums = direct_tile(t.M, t.C, layout, t.dtype)[0]
+        return sums + (0 if is_read_in_place(t, layout) else _copy_cost(t, layout))
+
+    return _cheapest(cost, layouts, cut_layouts(t.p, t.adjoint), CUT)
 
 
-def _whole_cost(t, layout):
-    """The cost of one image and group, with the copy of the source where it is not read in place."""
-    vectors = 0 if is_read_in_place(t, layout) else t.C * layout.channel / lanes(t.dtype)
-    return direct_tile(t.M, t.C, layout, t.dtype)[0] + vectors * (FAR_PACK if _is_far(t, layout) else PACK)
+def indirect_layout(t):
+    """(cost, layout) as `direct_layout`, for the indirect kernel: x is one plane, cut at the padding or not."""
+
+    def cost(layout):
+        sums = indirect_tile(t.M, t.C, layout, t.dtype)[0] * (INDIRECT_FAR if reach(t, layout) > REACH_BYTES else 1)
+        return sums + (0 if is_in_place(layout, t.source.sizes, t.source.steps) else _copy_cost(t, layout))
+
+    layouts = [t.layout if t.adjoint else forward_layout(t.p, whole=True)]
+    return _cheapest(cost, layouts, cut_layouts(t.p, t.adjoint, True), INDIRECT_CUT)
+
+
+def _cheapest(cost, layouts, cut, factor):
+    """The least (cost, layout); those that are cut cost more than is expected of them."""
+    costs = [*map(cost, layouts), *(factor * cost(layout) + CUT_CALL for layout in cut)]
+    least = costs.index(min(costs))
+    return costs[least], [*layouts, *cut][least]
+
+
+def _copy_cost(t, layout):
+    return t.C * layout.channel / lanes(t.dtype) * (FAR_PACK if _is_far(t, layout) else PACK)
+
+
+def indirect_tile(M, C, layout, dtype):
+    """(cost, rows, cols) of the cheapest way to sum M result channels over C with pixels found by a table.
+
+    Only whole tiles of channels: the packed weights end with the last vector.
+    """
+    vectors, taps = -(-M // lanes(dtype)), np.diff(layout.results[:, :2])[:, 0]
+    pixels = layout.results[:, 2:5].prod(axis=1)
+
+    def cost(tile):
+        rows, cols = tile
+        step = _step(rows, cols) + (1 if cols > 1 else 2)
+        each = C * taps * step + TILE + WRITE * rows * cols
+        return int((-(-pixels // rows) * each).sum()) * vectors // cols
+
+    best = min((tile for tile in INDIRECT_TILES[registers()] if vectors % tile[1] == 0), key=cost)
+    return cost(best), *best
+
+
+def indirect_parts(t, layout, rows, cols):
+    """(pixels of a part, shares of the channels, channels of the source in a chunk) for the indirect kernel.
+
+    Each share reads the source again, and each part the weights, which cost little while the second-level cache has
+    them. A chunk's weights stay there for all tiles of a part.
+    """
+    n, itemsize, images, pixels = lanes(t.dtype), t.dtype.itemsize, t.p.N * t.p.G, prod(t.result.sizes)
+    blocks, channel = -(-t.M // (cols * n)), cols * n * prod(t.p.k) * itemsize
+    source, weights = (size if size > CHUNK_BYTES else size / 4 for size in (reach(t, layout), blocks * t.C * channel))
+
+    def part(shares):
+        most = INDIRECT_SUMS_BYTES // (-(-blocks // shares) * cols * n * itemsize)
+        return min(pixels, -(-even(pixels, max(most, PART * rows)) // rows) * rows)
+
+    shares = min(range(1, blocks + 1), key=lambda n: n * source + -(-pixels // part(n)) * weights)
+    size = part(shares)
+    shares = min(blocks, max(shares, -(-UNITS // (images * -(-pixels // size)))))
+    return size, shares, even(t.C, CHUNK_BYTES // (-(-blocks // shares) * channel))
+
+
+def reach(t, layout):
+    """Bytes of the source that the taps reach: of rows, a stride may leave some out."""
+    read = 1 if t.adjoint else prod(min(1, k / s) for k, s in zip(t.p.k[:2], t.p.stride))
+    return t.C * layout.channel * t.dtype.itemsize * read
 
 
 def is_read_in_place(t, layout):

@@ -67,7 +67,7 @@ def make_weight(lanes, few_lanes, rows, cols, together):
                     for _ in range(from_, to):
                         i = n * a_image + g * a_group + z * a_slice + p * a_row + q * piece
                         for _ in range(min(piece, Q - q * piece)):
-                            acc = tile_outer_at(acc, a, i, plan, a_table + ja * rows, scratch, j)
+                            acc = tile_outer_at(acc, a, i, plan, a_table + ja * rows, scratch, j, lanes)
                             i += 1
                             j += width
                         q += 1

@@ -209,7 +209,7 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
                             for _ in range((t1 - t0) * C):
                                 acc = tile_outer(acc, u, i, 1, scratch, b)
                                 if rows <= 16:
-                                    prefetch(u, i + AHEAD)
+                                    prefetch(u, i + AHEAD, 2)
                                 i += rows
                                 b += most
                             tile_store(acc, scratch, products + xi * step + (block - b0) * rows * most + j, most, lanes)
