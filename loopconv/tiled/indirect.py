@@ -1,6 +1,5 @@
 """Forward and adjoint with result channels in vectors: pixels are found by a table, wherever they are."""
 
-from loopconv.tiled.direct import AHEAD
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -14,6 +13,10 @@ from loopconv.tiled.simd import (
     tile_transpose,
     tile_zeros,
 )
+
+
+# How many steps ahead weights are asked for.
+STEPS_AHEAD = 32
 
 
 def make_indirect(lanes, rows, cols):
@@ -57,8 +60,9 @@ def make_indirect(lanes, rows, cols):
                         for step in range(0, 2 * steps, 2):
                             offset, weight = base + offsets[step], i + offsets[step + 1]
                             acc = tile_outer_at(acc, buffer, offset, plan, pixel_table + tile * rows, w, weight, column)
+                            ahead = i + offsets[step + 2 * STEPS_AHEAD + 1]
                             for n in range(cols):
-                                prefetch(w, weight + AHEAD + n * column, 1)
+                                prefetch(w, ahead + n * column, 1)
                         tile_store(acc, scratch, sums, pitch, lanes)
             m0, m1 = r0 * width, min(r1 * width, M)
             begin, end = part * size, min((part + 1) * size, pixels)

@@ -12,7 +12,7 @@ from loopconv.tiled import panels
 from loopconv.tiled.depthwise import make_depthwise
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
-from loopconv.tiled.indirect import make_indirect
+from loopconv.tiled.indirect import STEPS_AHEAD, make_indirect
 from loopconv.tiled.launch import compiled
 from loopconv.tiled.layout import (
     adjoint_layout,
@@ -293,7 +293,7 @@ def indirect_plan(t):
         [p.G, M, C, column, layout.channel, chunk, pitch, p.G * M * t.result.steps[0], t.result.steps[0], parts,
          shares, size, prod(t.result.sizes)],
         listing.parts, phases[listing.tiles], listing.positions, np.pad(listing.places * pitch, (0, n)), listing.runs,
-        np.stack([offsets, weight_offsets], axis=1),
+        np.pad(np.stack([offsets, weight_offsets], axis=1), ((0, STEPS_AHEAD), (0, 0))),
     )  # fmt: skip
     in_place = is_in_place(layout, t.source.sizes, t.source.steps)
     pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
