@@ -139,7 +139,7 @@ def conv(
         Where to put the result: of its shape and dtype, writable, apart from the inputs.
     backend : str, optional
         A name from `backends`. By default the fastest that takes the case.
-    algorithm : {'direct', 'depthwise', 'winograd2', 'winograd4'}, optional
+    algorithm : {'direct', 'indirect', 'depthwise', 'winograd2', 'winograd4'}, optional
         How the backend 'tiled' sums; by default by what it expects to be fastest. 'depthwise' is for groups of one
         channel. The other two, F(2x2, RxS) and F(4x4, RxS), are for a stride or a dilation, where the kernel divided by
         the stride, rounded up, has 2 or 3 taps on one or both of the last two axes and 1 on the other; 'winograd4' is

@@ -49,7 +49,7 @@ def test_the_bits_of_the_plain_call(dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["direct", "indirect", "winograd2", "winograd4"])
 @pytest.mark.parametrize("name", PLANS)
 def test_numbers_that_are_not_finite(name, algorithm, value):
     x, w = random_array((1, 3, 9, 11), "float32", 0), random_array((3, 3, 3, 3), "float32", 1)
@@ -86,7 +86,7 @@ def test_weights_and_bias_are_copied():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", ["direct", "indirect", "winograd2", "winograd4"])
 def test_nothing_is_allocated(algorithm, threads, monkeypatch):
     monkeypatch.setattr(loopconv.threads, "SHARED_MACS", 0)
     monkeypatch.setattr(loopconv.threads, "WAKING_MACS", 0)
@@ -130,8 +130,16 @@ REFUSED = [
     ({"bias": np.ones(3, np.float32)}, ValueError, "bias must have shape (2,), one value per output channel"),
     ({"input_shape": (1, 2, 6, 6)}, ValueError, "input_shape must have 1 channels"),
     ({"input_shape": 6}, TypeError, "input_shape must be a tuple of ints, got 6"),
-    ({"algorithm": "fft"}, ValueError, "algorithm must be None or one of direct, winograd2, winograd4 for this call"),
-    ({"algorithm": "winograd2", "stride": 3}, ValueError, "algorithm must be None or one of direct for this call"),
+    (
+        {"algorithm": "fft"},
+        ValueError,
+        "algorithm must be None or one of direct, indirect, winograd2, winograd4 for this call",
+    ),
+    (
+        {"algorithm": "winograd2", "stride": 3},
+        ValueError,
+        "algorithm must be None or one of direct, indirect for this call",
+    ),
     ({"stride": 0}, ValueError, "stride must be at least 1 on every axis, got 0"),
 ]
 

@@ -29,11 +29,12 @@ from loopconv import bench, geometry, registry
 from loopconv.cases import CASES
 from loopconv.loops.compile import ForgivingCache, jit, source_hash
 from loopconv.tiled import driver, launch, panels, plans, prepared, simd, tiles, workspace
-from loopconv.tiled.layout import adjoint_layout, cut_layouts, merged_layout, problem
+from loopconv.tiled.layout import adjoint_layout, cut_layouts, forward_layout, merged_layout, problem
 
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 SHAPES = tiles.TILES[tiles.registers()]
 MIDDLE = SHAPES[len(SHAPES) // 2]
+INDIRECT = tiles.INDIRECT_TILES[tiles.registers()]
 RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
 
 # The ways of the direct kernel to its pixels that take phases which are one.
@@ -42,6 +43,7 @@ FLAT = tiles.WAYS[:2]
 # The kernels that each algorithm is known by.
 KERNELS = {
     "direct": ("direct_",),
+    "indirect": ("indirect_",),
     "depthwise": ("depthwise_",),
     "winograd2": ("winograd_2_", "winograd_weight_"),
     "winograd4": ("winograd_4_",),
@@ -62,8 +64,9 @@ def depthwise_tile(rows, cols, lanes=tiles.lanes):
 
 # Tiles where a test is not about them: few, since each is a kernel to compile.
 FEW = {
-    "direct_layout": lambda t: t.layout,
+    "direct_layout": lambda t: (0, t.layout),
     "direct_tile": (*MIDDLE, "paneled"),
+    "indirect_tile": INDIRECT[-1],
     "winograd_tile": MIDDLE,
     "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
     # not larger than the numbers of channels and taps
@@ -150,18 +153,31 @@ def ways(contraction, g):
                     yield f"direct {way}, merged", algorithm, forced
                 if cut_layouts(problem(g), contraction == "adjoint"):
                     yield f"direct {way}, cut", algorithm, {"direct_tile": (*MIDDLE, way), "direct_layout": cut}
+        elif algorithm == "indirect":
+            yield algorithm, algorithm, {"indirect_layout": whole}
+            yield "indirect, cut", algorithm, {"indirect_layout": whole_cut}
         else:
             yield algorithm, algorithm, {}
 
 
 def merged(t):
     """Its phases as one, where they can be."""
-    return merged_layout(t.layout) or t.layout
+    return 0, merged_layout(t.layout) or t.layout
 
 
 def cut(t):
     """Cut at the padding on all axes, where there is some."""
-    return [t.layout, *cut_layouts(t.p, t.adjoint)][-1]
+    return 0, [t.layout, *cut_layouts(t.p, t.adjoint)][-1]
+
+
+def whole(t):
+    """x as one plane."""
+    return 0, t.layout if t.adjoint else forward_layout(t.p, whole=True)
+
+
+def whole_cut(t):
+    """The same, cut at the padding on all axes."""
+    return 0, [whole(t)[1], *cut_layouts(t.p, t.adjoint, True)][-1]
 
 
 def operands(g, dtype, make=random_integers):
@@ -342,7 +358,8 @@ def test_which_calls_are_cut():
         g = geometry.conv((1, channels, pixels, pixels), (channels, channels, 3, 3), **settings)
         for contraction in ("forward", "adjoint"):
             t = plans.task(g, contraction, FLOAT32)
-            assert (tiles.direct_layout(t) is not t.layout) == is_cut
+            assert (tiles.direct_layout(t)[1] is not t.layout) == is_cut
+            assert (tiles.indirect_layout(t)[1] is not whole(t)[1]) == is_cut
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
@@ -392,7 +409,8 @@ def test_some_images_at_a_time(contraction, force):
             size = 4 * sum(driver.sum_plan(contraction, g, FLOAT32, algorithm).rooms.values())
             force(IMAGES_BYTES=size // batch * 5, IMAGES_WORK=1)
             check(contraction, g, FLOAT32, algorithm)
-            assert driver.sum_plan(contraction, g, FLOAT32, algorithm).images == {24: 4, 23: None}[batch]
+            images = driver.sum_plan(contraction, g, FLOAT32, algorithm).images
+            assert images == (4 if batch == 24 and size else None)  # what has no buffers needs not
             arrays = operands(g, FLOAT32)
             key, result = ("y", "x") if contraction == "adjoint" else ("x", "y")
             for value in (1, np.nan):
@@ -414,6 +432,60 @@ def test_shares_depend_on_what_sums_may_take(force):
         force(**sizes)
         units.append(driver.sum_plan("forward", g, FLOAT32, "direct").call[-1].units)
     assert units[1] == 3 * units[0]
+
+
+# --------------------------------------------------------------------------- every tile shape: indirect
+
+
+@both(INDIRECT, INDIRECT[-1])
+@pytest.mark.parametrize("layout", [whole, whole_cut])
+def test_indirect_tile_at_its_edges(layout, tile, dtype, force):
+    """Pixels around a tile and around a vector, of channels that end with a vector or within the last."""
+    rows, cols = tile
+    lanes, parts = tiles.lanes(dtype), itertools.cycle((1, 2, 3))
+    for M, pixels in itertools.product(around(lanes * cols)[:2], around(rows, lanes, 3 * rows)):
+        force(indirect_tile=tile, indirect_layout=layout, PART=next(parts), INDIRECT_SUMS_BYTES=1)
+        check("forward", geometry.conv((1, 2, pixels + 2), (M, 2, 3)), dtype, "indirect")
+        check("adjoint", geometry.conv((1, M, pixels), (2, M, 3), padding=1), dtype, "indirect")
+    M = lanes * cols - lanes // 2
+    force(indirect_tile=tile, indirect_layout=layout)
+    for contraction in ("forward", "adjoint"):
+        k, c = (M, 3) if contraction == "forward" else (3, M)
+        for g in (
+            geometry.conv((2, c, 17, 19), (k, c, 3, 5), padding=(1, 2), stride=(1, 2)),
+            geometry.conv((1, c, 41, 37), (k, c, 3, 2), padding=((2, 0), (-1, 3))),
+            geometry.conv((1, 2 * c, 11, 31), (2 * k, c, 2, 3), groups=2, dilation=(3, 2)),
+            geometry.conv((1, c, 3, 5, 7), (k, c, 2, 3, 2), padding=1, stride=(2, 1, 1)),
+            geometry.conv((1, c, 31, 33), (k, c, 4, 3), padding=(1, 0), stride=(2, 3)),
+            geometry.conv((1, c, 12, 12), (k, c, 3, 3), padding=6, dilation=6),
+            geometry.conv((5, c, 4, 5), (k, c, 3, 3), padding=1),  # small images side by side
+            geometry.conv((3, c, 2, 2), (k, c, 3, 3), padding=4),  # results of no taps
+            geometry.conv((1, c, 20, 21), (k, c, 1, 1), stride=2),  # nothing is copied
+            geometry.conv((1, c, 9, 10), (k, c, 2, 2), stride=(1, 5)),  # phases that no tap reaches
+        ):
+            check(contraction, g, dtype, "indirect")
+
+
+@pytest.mark.parametrize("layout", [whole, whole_cut])
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_indirect_in_chunks_parts_and_shares(contraction, layout, force):
+    """Of the channels, of the pixels and of the result channels."""
+    seen = set()
+    C, M = 7, 3 * tiles.lanes(FLOAT32) - 1
+    c, k = (C, M) if contraction == "forward" else (M, C)
+    for chunk, sums, units, part in itertools.product((1, 4000, 512 << 10), (1, 192 << 10), (1, 16), (1, 4)):
+        sizes = {"CHUNK_BYTES": chunk, "INDIRECT_SUMS_BYTES": sums, "UNITS": units, "PART": part}
+        force(indirect_layout=layout, **sizes)
+        for g in (
+            geometry.conv((1, c, 23, 19), (k, c, 3, 2)),
+            geometry.conv((2, c, 13, 37), (k, c, 3, 3), padding=(2, 1), stride=(1, 2)),
+            geometry.conv((1, 2 * c, 12, 30), (2 * k, c, 2, 3), padding=(0, 2), dilation=(2, 1), groups=2),
+        ):
+            check(contraction, g, FLOAT32, "indirect", str(sizes))
+            numbers = driver.sum_plan(contraction, g, FLOAT32, "indirect").call[-1].numbers
+            seen |= {("chunk", numbers[5]), ("parts", min(numbers[9], 2)), ("shares", numbers[10])}
+    assert seen >= {("chunk", 1), ("chunk", C), ("parts", 1), ("parts", 2), ("shares", 1), ("shares", 3)}
+    assert any(name == "chunk" and 1 < number < C for name, number in seen)
 
 
 # ------------------------------------------------------------------------- every tile shape: depthwise
@@ -734,35 +806,47 @@ def test_calls_of_nothing(force):
 
 
 SETTINGS = {
-    "pointwise": (geometry.conv((1, 64, 56, 56), (64, 64, 1, 1)), ("direct",)),
-    "3x3": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1), ("direct", "winograd2", "winograd4")),
-    "3x3 in groups": (geometry.conv((1, 8, 9, 9), (8, 2, 3, 3), groups=4), ("direct", "winograd2", "winograd4")),
-    "1x3x3": (geometry.conv((1, 4, 8, 9, 9), (4, 4, 1, 3, 3)), ("direct", "winograd2", "winograd4")),
+    "pointwise": (geometry.conv((1, 64, 56, 56), (64, 64, 1, 1)), ("direct", "indirect")),
+    "3x3": (
+        geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1),
+        ("direct", "indirect", "winograd2", "winograd4"),
+    ),
+    "3x3 in groups": (
+        geometry.conv((1, 8, 9, 9), (8, 2, 3, 3), groups=4),
+        ("direct", "indirect", "winograd2", "winograd4"),
+    ),
+    "1x3x3": (geometry.conv((1, 4, 8, 9, 9), (4, 4, 1, 3, 3)), ("direct", "indirect", "winograd2", "winograd4")),
     "3x3x3, dilated slices": (
         geometry.conv((1, 4, 8, 9, 9), (4, 4, 3, 3, 3), dilation=(2, 1, 1)),
-        ("direct", "winograd2", "winograd4"),
+        ("direct", "indirect", "winograd2", "winograd4"),
     ),
-    "3x1": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 1)), ("direct", "winograd2", "winograd4")),
-    "1-D": (geometry.conv((1, 4, 9), (4, 4, 3)), ("direct", "winograd2", "winograd4")),
-    "stride": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2)), ("direct", "winograd2")),
-    "stride, 5x6": (geometry.conv((1, 4, 9, 9), (4, 4, 5, 6), stride=2), ("direct", "winograd2", "winograd4")),
-    "stride, 7x3": (geometry.conv((1, 4, 9, 9), (4, 4, 7, 3), stride=2), ("direct",)),
-    "stride as large as the kernel": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 2), stride=3), ("direct",)),
+    "3x1": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 1)), ("direct", "indirect", "winograd2", "winograd4")),
+    "1-D": (geometry.conv((1, 4, 9), (4, 4, 3)), ("direct", "indirect", "winograd2", "winograd4")),
+    "stride": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2)), ("direct", "indirect", "winograd2")),
+    "stride, 5x6": (
+        geometry.conv((1, 4, 9, 9), (4, 4, 5, 6), stride=2),
+        ("direct", "indirect", "winograd2", "winograd4"),
+    ),
+    "stride, 7x3": (geometry.conv((1, 4, 9, 9), (4, 4, 7, 3), stride=2), ("direct", "indirect")),
+    "stride as large as the kernel": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 2), stride=3), ("direct", "indirect")),
     "stride over slices": (
         geometry.conv((1, 4, 9, 9, 9), (4, 4, 3, 3, 3), stride=(2, 1, 1)),
-        ("direct", "winograd2", "winograd4"),
+        ("direct", "indirect", "winograd2", "winograd4"),
     ),
-    "stride and dilation": (geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2), dilation=(2, 1)), ("direct",)),
+    "stride and dilation": (
+        geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), stride=(1, 2), dilation=(2, 1)),
+        ("direct", "indirect"),
+    ),
     "dilation": (
         geometry.conv((1, 4, 9, 9), (4, 4, 3, 3), dilation=(2, 1)),
-        ("direct", "winograd2", "winograd4"),
+        ("direct", "indirect", "winograd2", "winograd4"),
     ),
     "depthwise": (geometry.conv((1, 4, 9, 9), (4, 1, 7, 7), groups=4, stride=2), ("direct", "depthwise")),
     "depthwise 3x3": (
         geometry.conv((1, 4, 9, 9), (4, 1, 3, 3), groups=4),
         ("direct", "depthwise", "winograd2", "winograd4"),
     ),
-    "two of each": (geometry.conv((1, 4, 9, 9), (8, 1, 5, 5), groups=4), ("direct",)),
+    "two of each": (geometry.conv((1, 4, 9, 9), (8, 1, 5, 5), groups=4), ("direct", "indirect")),
     "padding": (geometry.conv((1, 4, 0, 9), (4, 1, 3, 3), groups=4, padding=2), ("direct",)),
     "nothing": (geometry.conv((0, 4, 9, 9), (4, 1, 3, 3), groups=4), ("direct",)),
 }
@@ -791,14 +875,15 @@ CHOICES = {
     "rgb": (geometry.conv((1, 3, 224, 224), (64, 3, 3, 3), padding=1), None, None),
     "one-channel-out": (geometry.conv((1, 1, 64, 64), (56, 1, 9, 9)), "direct", None),
     "pointwise": (SETTINGS["pointwise"][0], "direct", "outer"),
-    "5x5": (geometry.conv((1, 64, 56, 56), (64, 64, 5, 5), padding=2), "direct", None),
+    "5x5": (geometry.conv((1, 64, 56, 56), (64, 64, 5, 5), padding=2), None, None),
+    "5x5 of few pixels": (geometry.conv((1, 128, 14, 14), (128, 128, 5, 5), padding=2), "indirect", None),
     "stride": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), None, None),
     "dilation": (geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=2, dilation=2), "winograd2", None),
     "halved": (geometry.conv((4, 64, 64, 64), (64, 64, 4, 4), padding=1, stride=2), "winograd2", None),
     "1d": (geometry.conv((1, 64, 1000), (64, 64, 5)), "direct", "outer"),
     "1d, 3 taps": (geometry.conv((1, 128, 8000), (128, 128, 3)), "winograd2", None),
     "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "dots"),
-    "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), "direct", "dots"),
+    "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), None, "dots"),
     "one-channel": (geometry.conv((1, 1, 64, 64), (1, 1, 9, 9)), "depthwise", "dots"),
     "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", "dots"),
 }
@@ -832,6 +917,8 @@ def test_which_algorithm(processor, dtype, monkeypatch):
             assert sizes[0] in allowed, (name, contraction)
             if kernel.startswith(("direct", "winograd_2", "winograd_4")):
                 assert tuple(sizes[-2:]) in tiles.TILES[registers], (name, contraction)
+            if kernel.startswith("indirect"):
+                assert tuple(sizes[-2:]) in tiles.INDIRECT_TILES[registers], (name, contraction)
             if contraction != "weight":
                 preferred = driver.preferred(contraction, g, dtype)
                 assert kernel.startswith(KERNELS[preferred]), (name, contraction)
@@ -968,6 +1055,9 @@ def test_memory_of_a_plain_call(layer, contraction, asked):
         else:
             # packed, or transformed to 16 or 36 numbers for every nine
             packed = 1.2 * weights + SLACK
+            if algorithm == "indirect":  # whole vectors of channels, of which there may be less unless it is chosen
+                channels = (g.k if contraction == "forward" else g.c) // g.groups
+                packed *= -(-channels // tiles.lanes(FLOAT32)) * tiles.lanes(FLOAT32) / channels
             assert kept.pop("packed", 0) <= packed, algorithm
             assert kept.pop("u", 0) <= 36 / 9 * packed, algorithm
             source = x if contraction == "forward" else y
@@ -1578,6 +1668,22 @@ def test_tile_load_every(kind, step, cols):
             assert np.array_equal(out[m, n], array[begin : begin + step * lanes : step]), (i, row_step, m, n)
 
 
+def make_load_at(lanes):
+    def load_at(array, i, offsets, t, out):
+        simd.tile_store(simd.tile_load_at(array, i, offsets, t, lanes, ROWS), out, 0, lanes, lanes)
+
+    return load_at
+
+
+def test_tile_load_at(kind):
+    dtype, lanes = kind
+    array, out = numbers(dtype, 30 + lanes), np.empty((ROWS, lanes), dtype)
+    offsets = np.array([9, *(11 * np.arange(ROWS) % 17), 5])
+    for i, t in ((0, 0), (2, 1), (12, 2)):
+        operation(make_load_at, lanes)(array, i, offsets, t, out.reshape(-1))
+        assert np.array_equal(out, [array[i + offset :][:lanes] for offset in offsets[t : t + ROWS]]), (i, t)
+
+
 def make_vector_sum(lanes):
     def vector_sum(array, i, out):
         out[0] = simd.vector_sum(array, i, lanes)
@@ -1664,20 +1770,21 @@ def test_tile_outer(kind):
 
 
 def make_outer_at(lanes):
-    def outer(start, a, i, offsets, t, b, j, out):
+    def outer(start, a, i, offsets, t, b, j, col_step, out):
         tile = simd.tile_load(start, 0, COLS * lanes, lanes, lanes, ROWS, COLS)
-        simd.tile_store(simd.tile_outer_at(tile, a, i, offsets, t, b, j), out, 0, COLS * lanes, lanes)
+        simd.tile_store(simd.tile_outer_at(tile, a, i, offsets, t, b, j, col_step), out, 0, COLS * lanes, lanes)
 
     return outer
 
 
 def test_tile_outer_at(kind):
     dtype, lanes = kind
-    start, a, b = (numbers(dtype, size, seed) for seed, size in enumerate((ROWS * COLS * lanes, 30, 4 * lanes)))
+    start, a, b = (numbers(dtype, size, seed) for seed, size in enumerate((ROWS * COLS * lanes, 30, 5 * lanes)))
     out, offsets = np.empty((ROWS, COLS * lanes), dtype), np.array([9, *(11 * np.arange(ROWS) % 17), 5])
-    for i, t, j in ((0, 0, 0), (2, 1, 3), (12, 2, 2 * lanes)):
-        operation(make_outer_at, lanes)(start, a, i, offsets, t, b, j, out.reshape(-1))
-        expected = np.outer(a[i + offsets[t : t + ROWS]], b[j : j + COLS * lanes])
+    for i, t, j, col_step in ((0, 0, 0, lanes), (2, 1, 3, lanes + 2), (12, 2, 2 * lanes, 1)):
+        operation(make_outer_at, lanes)(start, a, i, offsets, t, b, j, col_step, out.reshape(-1))
+        vectors = np.concatenate([b[j + n * col_step :][:lanes] for n in range(COLS)])
+        expected = np.outer(a[i + offsets[t : t + ROWS]], vectors)
         assert np.array_equal(out, start.reshape(out.shape) + expected), (i, t, j)
 
 
@@ -1856,9 +1963,9 @@ def test_tile_spill_and_pointer(kind):
     assert np.array_equal(out, [77, 77, *array[3:], 77, 77, 77])
 
 
-def make_prefetch():
+def make_prefetch(level):
     def prefetch(array, index):
-        simd.prefetch(array, index)
+        simd.prefetch(array, index, level)
         simd.prefetch_tile(array, index, 1 << 30, 16, 2, 3)
         return array[0]
 
@@ -1868,7 +1975,8 @@ def make_prefetch():
 def test_prefetch_of_what_is_not_there():
     array = np.ones(3, FLOAT32)
     for index in (0, 3, -1, 1 << 40, -(1 << 40)):
-        assert operation(make_prefetch)(array, index) == 1
+        for level in (1, 2):
+            assert operation(make_prefetch, level)(array, index) == 1
 
 
 def test_kernels_of_other_sizes_have_other_names():

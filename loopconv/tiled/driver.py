@@ -145,7 +145,7 @@ def zeros(size, dtype):
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call."""
-    fitting = {"depthwise": is_depthwise(geometry), "indirect": has_pixels(geometry)}
+    fitting = {"depthwise": is_depthwise(geometry), "indirect": is_indirect(geometry)}
     fitting |= {f"winograd{m}": is_winograd(geometry, m) for m in (2, 4)}
     return tuple(name for name in (PRODUCTS if contraction == "weight" else SUMS) if fitting.get(name, True))
 
@@ -153,6 +153,11 @@ def algorithms(contraction, geometry):
 def is_depthwise(geometry):
     """Whether every group is one channel."""
     return geometry.groups == geometry.c == geometry.k and has_pixels(geometry)
+
+
+def is_indirect(geometry):
+    """Whether there are pixels, and several channels for a vector."""
+    return has_pixels(geometry) and not is_depthwise(geometry)
 
 
 def is_winograd(geometry, m=2):
@@ -186,7 +191,7 @@ def preferred(contraction, geometry, dtype, is_planned=False):
     t = task(geometry, contraction, dtype, is_planned)
     if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t):
         return "winograd2"
-    return "indirect" if has_pixels(geometry) and indirect_layout(t)[0] < direct_layout(t)[0] else "direct"
+    return "indirect" if is_indirect(geometry) and indirect_layout(t)[0] < direct_layout(t)[0] else "direct"
 
 
 def is_winograd_exact(t):

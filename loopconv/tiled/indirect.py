@@ -14,7 +14,6 @@ from loopconv.tiled.simd import (
     tile_zeros,
 )
 
-
 # How many steps ahead weights are asked for.
 STEPS_AHEAD = 32
 
