@@ -111,6 +111,10 @@ def together(width):
 # not written at once but row by row, without the gaps (0.28 against 0.33 ms on 1->16 5x5, 28x28).
 COPY, GATHER, TILE, WRITE = 3, 5, 40, 10
 
+# What each number does of results whose rows are single pixels (100->512 4x4 on 16 single pixels, forward, took 0.8 ms
+# by the direct kernel, and 0.3 by the indirect one, which writes all phases together).
+WRITE_NUMBER = 8
+
 # Copying one vector of the source into a buffer: in the caches, and of sources larger than FAR_BYTES.
 PACK, FAR_PACK = 8, 30
 
@@ -120,7 +124,7 @@ CUT, CUT_CALL = 1.06, 5000
 
 # The same for the indirect kernel, whose tiles read weights of their own for each phase: 512->512 3x3, 7x7, takes 1.1
 # to 1.4 times as long where 0.9 was expected. And what its sums cost more where it reads more than this of the source.
-INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.08, 1.08, 1 << 20
+INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.08, 1.08, 2 << 20
 
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
@@ -267,10 +271,17 @@ def _direct_cost(M, C, layout, dtype, tile, way):
     cost, copy = 0, GATHER if way == "gathered" else COPY
     for phase, count, number in zip(layout.results.tolist(), copies, tiles):
         is_whole = {"gathered": True, "rows": phase[4] % width == 0}.get(way, phase[6] == prod(phase[2:5]))
-        at_once = layout.step[2] == 1 and is_whole
-        tile = TILE + (0 if at_once else WRITE * rows * cols)
+        if is_whole and layout.step[2] == 1 and (way == "rows" or _is_one_run(layout, *phase[2:5])):
+            tile = TILE
+        else:
+            tile = TILE + (WRITE if phase[4] > 1 else WRITE_NUMBER * n) * rows * cols
         cost += number * (C * ((phase[1] - phase[0]) * blocks * step + count * copy * shares / part) + blocks * tile)
     return cost
+
+
+def _is_one_run(layout, Z, P, Q):
+    """Whether the pixels of a phase are neighbours in the result."""
+    return (P == 1 or layout.step[1] == Q) and (Z == 1 or layout.step[0] == P * Q)
 
 
 def direct_tiles(layout, width, way):
