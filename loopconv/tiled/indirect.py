@@ -1,5 +1,12 @@
-"""Forward and adjoint with result channels in vectors: pixels are found by a table, wherever they are."""
+"""Forward and adjoint with result channels in vectors: pixels are found by a table, wherever they are.
 
+As in M. Dukhan, "The Indirect Convolution Algorithm", arXiv:1907.02129, whose table has a pointer for each tap of each
+pixel; here a tap is an offset, so one position for each pixel will do, and tiles are of any pixels with the same taps.
+"""
+
+from numba.extending import register_jitable
+
+from loopconv.loops.compile import named
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -18,9 +25,35 @@ from loopconv.tiled.simd import (
 STEPS_AHEAD = 32
 
 
+def make_write_pixels(lanes):
+    @register_jitable
+    @named(lanes)
+    def write_pixels(scratch, plan, places, start, stop, out, to, channel, bias, m0, m1):
+        """Write channels m0 .. m1-1 of the pixels start .. stop-1, which follow each other in the result.
+
+        The sums of each pixel are in the scratch at one of the `places`, channel by channel; here they are turned. The
+        last vector of pixels, and of channels, lies over the one before.
+        """
+        for c in range(m0, m1, lanes):
+            m = max(m0, min(c, m1 - lanes))
+            for pixel in range(start, stop, lanes):
+                i = max(start, min(pixel, stop - lanes))
+                sums = tile_transpose(tile_load_at(scratch, m - m0, plan, places + i, lanes, lanes))
+                if m1 - m0 >= lanes:
+                    sums = tile_add(sums, bias, m, 1)
+                    tile_store_every(sums, out, to + m * channel + i, channel, 1, lanes, stop - start)
+                else:
+                    numbers = tile_spill(sums)
+                    for k in range(m1 - m0):
+                        for j in range(min(lanes, stop - i)):
+                            out[to + (m + k) * channel + i + j] = numbers[k * lanes + j] + bias[m + k]
+
+    return write_pixels
+
+
 def make_indirect(lanes, rows, cols):
     """The indirect kernel with a tile of `rows` pixels x `cols` vectors of result channels."""
-    width = cols * lanes
+    width, write_pixels = cols * lanes, make_write_pixels(lanes)
 
     def indirect(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, group, share of the blocks of result channels,
@@ -63,26 +96,13 @@ def make_indirect(lanes, rows, cols):
                             for n in range(cols):
                                 prefetch(w, ahead + n * column, 1)
                         tile_store(acc, scratch, sums, pitch, lanes)
-            m0, m1 = r0 * width, min(r1 * width, M)
+            m0, m1 = g * M + r0 * width, g * M + min(r1 * width, M)
             begin, end = part * size, min((part + 1) * size, pixels)
             run = run_table + plan[part_table + 2 * part + 1] * 3
             while plan[run] < end:
                 start, stop = max(plan[run], begin), min(plan[run] + plan[run + 1], end)
-                to = image * out_image + g * M * out_channel + plan[run + 2] - plan[run]
-                for c in range(m0, m1, lanes):
-                    m = max(m0, min(c, m1 - lanes))
-                    for pixel in range(start, stop, lanes):
-                        i = max(start, min(pixel, stop - lanes))
-                        acc = tile_transpose(tile_load_at(scratch, m - m0, plan, place_table + i, lanes, lanes))
-                        if m1 - m0 >= lanes:
-                            acc = tile_add(acc, bias, g * M + m, 1)
-                            tile_store_every(acc, out, to + m * out_channel + i, out_channel, 1, lanes, stop - start)
-                        else:
-                            numbers = tile_spill(acc)
-                            for k in range(m1 - m0):
-                                for j in range(min(lanes, stop - i)):
-                                    number = numbers[k * lanes + j] + bias[g * M + m + k]
-                                    out[to + (m + k) * out_channel + i + j] = number
+                to = image * out_image + plan[run + 2] - plan[run]
+                write_pixels(scratch, plan, place_table, start, stop, out, to, out_channel, bias, m0, m1)
                 run += 3
         return 0
 
