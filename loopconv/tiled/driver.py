@@ -189,9 +189,10 @@ def preferred(contraction, geometry, dtype, is_planned=False):
     if is_depthwise(geometry):
         return "depthwise"
     t = task(geometry, contraction, dtype, is_planned)
-    if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t):
+    direct, indirect = direct_layout(t), indirect_layout(t)
+    if is_winograd(geometry) and is_winograd_exact(t) and is_winograd_faster(t, direct[1], indirect[1]):
         return "winograd2"
-    return "indirect" if is_indirect(geometry) and indirect_layout(t)[0] < direct_layout(t)[0] else "direct"
+    return "indirect" if is_indirect(geometry) and indirect[0] < direct[0] else "direct"
 
 
 def is_winograd_exact(t):
@@ -203,11 +204,13 @@ def is_winograd_exact(t):
     return t.C >= 8
 
 
-def is_winograd_faster(t):
-    """Whether Winograd is expected to be faster; in a plain call, its transform of the weights included."""
+def is_winograd_faster(t, direct, indirect):
+    """Whether Winograd is expected to be faster than the others with these layouts.
+
+    In a plain call, its transform of the weights included.
+    """
     tiles = tile_lines(t.geometry, t.adjoint, 2)
-    choices = (direct_tile, direct_layout(t)), (indirect_tile, indirect_layout(t))
-    others = [tile(t.M, t.C, layout, t.dtype)[0] for tile, (_, layout) in choices]
+    others = [tile(t.M, t.C, layout, t.dtype)[0] for tile, layout in ((direct_tile, direct), (indirect_tile, indirect))]
     return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < min(others)
 
 

@@ -20,8 +20,8 @@ TILES = {
 }
 
 # (rows, cols) of the indirect kernel's tiles, whose rows are pixels and whose columns are vectors of channels. On
-# 256->256 3x3, 14x14, with a peak of 118 GFLOP/s, (6, 4), (20, 1) and (28, 1) make 115, 114 and 116. Tiles
-# of more rows and several columns need more registers for addresses than there are: (8, 3) and (12, 2) make 50 to 90.
+# 256->256 3x3, 14x14, with a peak of 118 GFLOP/s, (6, 4), (20, 1) and (28, 1) make 115, 114 and 116. Tiles of more rows
+# and several columns need more registers for addresses than there are: (8, 3) and (12, 2) make 50 to 90.
 INDIRECT_TILES = {
     32: ((1, 8), (4, 4), (7, 2), (6, 4), (12, 1), (16, 1), (20, 1), (28, 1)),
     16: ((1, 6), (2, 4), (3, 3), (4, 2), (6, 2), (8, 1), (12, 1)),
@@ -122,8 +122,9 @@ PACK, FAR_PACK = 8, 30
 # 7 % were expected to be saved, -2 to 11 were, but with 32x32 taps, which all phases read again, 20 lost.
 CUT, CUT_CALL = 1.06, 5000
 
-# The same for the indirect kernel, whose tiles read weights of their own for each phase: 512->512 3x3, 7x7, takes 1.1
-# to 1.4 times as long where 0.9 was expected. And what its sums cost more where it reads more than this of the source.
+# The same for the indirect kernel, whose tiles read the weights once more for each phase: 512->512 3x3, 7x7, cut on
+# both axes takes 1.2 times as long as whole, where 0.94 was expected. And what its sums cost more where it reads more
+# than so many bytes of the source: 256->256 3x3, 56x56, takes 1.15 times as long as by the direct kernel.
 INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.08, 1.08, 2 << 20
 
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
