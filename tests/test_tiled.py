@@ -268,19 +268,24 @@ def test_direct_tile_at_its_edges(way, tile, dtype, force):
                 check("adjoint", geometry.conv((1, rows + 1, pixels), (2, rows + 1, 3), stride=stride), dtype, "direct")
 
 
+def on_primes(k, c):
+    """Calls of k and c channels on images of no round sizes."""
+    return (
+        geometry.conv((2, c, 17, 19), (k, c, 3, 5), padding=(1, 2), stride=(1, 2)),
+        geometry.conv((1, c, 41, 37), (k, c, 3, 2), padding=((2, 0), (-1, 3))),
+        geometry.conv((1, 2 * c, 11, 31), (2 * k, c, 2, 3), groups=2, dilation=(3, 2)),
+        geometry.conv((1, c, 3, 5, 7), (k, c, 2, 3, 2), padding=1, stride=(2, 1, 1)),
+        geometry.conv((1, c, 31, 33), (k, c, 4, 3), padding=(1, 0), stride=(2, 3)),
+    )
+
+
 @both(SHAPES)
 @pytest.mark.parametrize("way", tiles.WAYS)
 def test_direct_tile_on_primes(way, tile, dtype, force):
     force(direct_tile=(*tile, way))
     for contraction, M in itertools.product(("forward", "adjoint"), (5, 13)):
         k, c = (M, 3) if contraction == "forward" else (3, M)
-        for g in (
-            geometry.conv((2, c, 17, 19), (k, c, 3, 5), padding=(1, 2), stride=(1, 2)),
-            geometry.conv((1, c, 41, 37), (k, c, 3, 2), padding=((2, 0), (-1, 3))),
-            geometry.conv((1, 2 * c, 11, 31), (2 * k, c, 2, 3), groups=2, dilation=(3, 2)),
-            geometry.conv((1, c, 3, 5, 7), (k, c, 2, 3, 2), padding=1, stride=(2, 1, 1)),
-            geometry.conv((1, c, 31, 33), (k, c, 4, 3), padding=(1, 0), stride=(2, 3)),
-        ):
+        for g in on_primes(k, c):
             check(contraction, g, dtype, "direct")
 
 
@@ -447,16 +452,12 @@ def test_indirect_tile_at_its_edges(layout, tile, dtype, force):
         force(indirect_tile=tile, indirect_layout=layout, PART=next(parts), INDIRECT_SUMS_BYTES=1)
         check("forward", geometry.conv((1, 2, pixels + 2), (M, 2, 3)), dtype, "indirect")
         check("adjoint", geometry.conv((1, M, pixels), (2, M, 3), padding=1), dtype, "indirect")
-    M = lanes * cols - lanes // 2
+    M = 2 * lanes * cols - lanes // 2
     force(indirect_tile=tile, indirect_layout=layout)
     for contraction in ("forward", "adjoint"):
         k, c = (M, 3) if contraction == "forward" else (3, M)
         for g in (
-            geometry.conv((2, c, 17, 19), (k, c, 3, 5), padding=(1, 2), stride=(1, 2)),
-            geometry.conv((1, c, 41, 37), (k, c, 3, 2), padding=((2, 0), (-1, 3))),
-            geometry.conv((1, 2 * c, 11, 31), (2 * k, c, 2, 3), groups=2, dilation=(3, 2)),
-            geometry.conv((1, c, 3, 5, 7), (k, c, 2, 3, 2), padding=1, stride=(2, 1, 1)),
-            geometry.conv((1, c, 31, 33), (k, c, 4, 3), padding=(1, 0), stride=(2, 3)),
+            *on_primes(k, c),
             geometry.conv((1, c, 12, 12), (k, c, 3, 3), padding=6, dilation=6),
             geometry.conv((5, c, 4, 5), (k, c, 3, 3), padding=1),  # small images side by side
             geometry.conv((3, c, 2, 2), (k, c, 3, 3), padding=4),  # results of no taps
