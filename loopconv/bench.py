@@ -110,20 +110,30 @@ def read_layers(path: Path) -> dict[str, Case]:
 def _case(row):
     if row["op"] not in CONTRACTION:
         raise ValueError(f"op must be one of {', '.join(CONTRACTION)}, got {row['op']!r}")
-    spatial, kernel = _numbers(row["spatial"]), _numbers(row["kernel"])
-    n, c_in, c_out, groups = (int(row[key]) for key in ("n", "c_in", "c_out", "groups"))
+    spatial, kernel = _numbers(row, "spatial"), _numbers(row, "kernel")
+    n, c_in, c_out, groups = (_number(row, key) for key in ("n", "c_in", "c_out", "groups"))
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
     channels = (c_out, c_in // groups) if row["op"] == "conv" else (c_in, c_out // groups)
     each = ["stride", "padding", "dilation"] + ["output_padding"] * (row["op"] == "conv_transpose")
-    per_axis = {name: _numbers(row[name]) for name in each}
+    per_axis = {name: _numbers(row, name) for name in each}
     settings = {name: of[0] if len(of) == 1 else of for name, of in per_axis.items()} | {"groups": groups}
     return Case(row["name"], row["op"], (n, c_in, *spatial), (*channels, *kernel), settings)
 
 
-def _numbers(text):
-    """The numbers in a text like 3x2, which has one for each axis."""
-    return tuple(map(int, text.split("x")))
+def _numbers(row, key):
+    """The numbers in a column like 3x2, which has one for each axis."""
+    try:
+        return tuple(map(int, row[key].split("x")))
+    except (ValueError, AttributeError):  # a line may be too short
+        raise ValueError(f"{key} must be integers like 3 or 3x2, got {row[key]!r}") from None
+
+
+def _number(row, key):
+    try:
+        return int(row[key])
+    except (ValueError, TypeError):
+        raise ValueError(f"{key} must be an integer, got {row[key]!r}") from None
 
 
 def _layers(arguments):

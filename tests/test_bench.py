@@ -217,12 +217,13 @@ def test_bad_arguments_exit_with_2(arguments, message, layers, capsys):
     [
         ([HEADER], "it has no layers"),
         (["name,op", "a,conv"], "line 2: the column 'spatial' is missing"),
-        ([HEADER, TINY[0].replace("9x8", "9by8")], "line 2: invalid literal"),
+        ([HEADER, TINY[0].replace("9x8", "9by8")], "line 2: spatial must be integers like 3 or 3x2, got '9by8'"),
+        ([HEADER, TINY[0].replace("conv,2", "conv,two")], "line 2: n must be an integer, got 'two'"),
         ([HEADER, TINY[0], TINY[0]], "line 3: there is another layer of the name 'down'"),
         ([HEADER, TINY[0].replace("conv", "pool")], "line 2: op must be one of conv, conv_transpose, got 'pool'"),
         ([HEADER, TINY[1].removesuffix("2") + "0"], "line 2: groups must be at least 1, got 0"),
         ([HEADER, TINY[0].replace("3x2,2", "3x2,0")], "line 2: stride must be at least 1"),
-        ([HEADER, "a,N,conv,1"], "line 2: "),
+        ([HEADER, "a,N,conv,1"], "line 2: spatial must be integers like 3 or 3x2, got None"),
     ],
 )
 def test_bad_layers_name_the_line(lines, message, tmp_path, capsys):
