@@ -1903,6 +1903,7 @@ def make_transform(lanes, m, R, S, name, rows, cols):
     return transform
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize(
     ("m", "R", "S", "name", "less"),
     [
@@ -1913,9 +1914,9 @@ def make_transform(lanes, m, R, S, name, rows, cols):
         if (m, S, name) in simd.MATRICES and max(R, S) > 1
     ],
 )
-def test_tile_transform(kind, m, R, S, name, less):
-    """And of weights that lack the last row or column, as if they were zeros."""
-    dtype, lanes = kind
+def test_tile_transform(dtype, m, R, S, name, less):
+    """And of weights that lack the last row or column, as if they were zeros. Each lane is by itself."""
+    lanes = tiles.lanes(dtype)
     left, right = (np.array(simd.MATRICES[m, taps, name]) for taps in (R, S))
     rows, cols = (max(M.shape[1] - n, 1) for M, n in zip((left, right), less))
     array, out = numbers(dtype, rows * cols * lanes), np.empty((len(left), len(right), lanes), dtype)
