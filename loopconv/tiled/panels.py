@@ -199,16 +199,16 @@ def listed(layout, rows, size):
     parts = -(-len(element) // size)
     by_key = np.argsort(key, kind="stable")
     counts = np.bincount(key, minlength=parts * F)
-    tiles = -(-counts // rows)
+    begin, tiles = np.cumsum(counts) - counts, -(-counts // rows)
     first = np.cumsum([0, *tiles])
     place = np.empty_like(key)
-    place[by_key] = (first[:-1] * rows)[key[by_key]] + pixels - (np.cumsum(counts) - counts)[key[by_key]]
+    place[by_key] = (first[:-1] * rows)[key[by_key]] + pixels - begin[key[by_key]]
     # the last tile of a phase reads one of its pixels more than once
     of_tile = np.repeat(np.arange(parts * F), tiles)
-    positions = np.repeat(position[by_key[(np.cumsum(counts) - counts)[of_tile]]], rows)
+    positions = np.repeat(position[by_key[begin[of_tile]]], rows)
     positions[place] = position
     first_tile = first[::F]
-    runs = np.array([(begin, n, element[begin]) for begin, n in _stretched(element, 1)] + [(NEVER, 0, 0)], np.int64)
+    runs = np.array([(at, n, element[at]) for at, n in _stretched(element, 1)] + [(NEVER, 0, 0)], np.int64)
     first_run = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(parts) * size, side="right")
     return Listing(
         np.stack([first_tile, np.append(first_run, 0)], axis=1), of_tile % F, positions,

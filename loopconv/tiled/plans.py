@@ -227,7 +227,7 @@ def direct_plan(t):
     """By the direct kernel."""
     _, layout = direct_layout(t)
     is_cut = layout is not t.layout and not len(layout.merged)
-    tests = (_test_finite(t.geometry, t.dtype),) if is_cut else _test_weights(t)  # cut taps may be of the padding
+    tests = _test_weights(t, is_cut)
     t, p, dtype, phases = t._replace(layout=layout), t.p, t.dtype, max(1, len(layout.merged))
     n = lanes(dtype)
     _, rows, cols, way = direct_tile(t.M, t.C, layout, dtype)
@@ -278,7 +278,7 @@ def indirect_plan(t):
     """By the indirect kernel."""
     _, layout = indirect_layout(t)
     is_cut = any(layout is one for one in cut_layouts(t.p, t.adjoint, True))
-    tests = (_test_finite(t.geometry, t.dtype),) if is_cut else _test_weights(t)
+    tests = _test_weights(t, is_cut)
     t, p, dtype, M, C, n = t._replace(layout=layout), t.p, t.dtype, t.M, t.C, lanes(t.dtype)
     _, rows, cols = indirect_tile(M, C, layout, dtype)
     size, shares, chunk = indirect_parts(t, layout, rows, cols)
@@ -493,9 +493,12 @@ def _test_finite(geometry, dtype):
     return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w",), numbers, parts)
 
 
-def _test_weights(t):
-    """The adjoint multiplies zeros around y, so weights that are not finite would spread."""
-    return (_test_finite(t.geometry, t.dtype),) if t.adjoint else ()
+def _test_weights(t, is_cut=False):
+    """The adjoint multiplies zeros around y, and taps that are cut may be of the padding.
+
+    So weights that are not finite would spread, or be missed.
+    """
+    return (_test_finite(t.geometry, t.dtype),) if t.adjoint or is_cut else ()
 
 
 def _pack_source(t, slack):
