@@ -1,8 +1,11 @@
 """Forward and adjoint of groups of one channel: tiles of pixels, each row a row of the image."""
 
+from functools import cache
+
 from numba.extending import register_jitable
 
 from loopconv.loops.compile import named
+from loopconv.tiled.linked import ARRAY, POINTER, linked
 from loopconv.tiled.pack import make_pack_channel
 from loopconv.tiled.simd import (
     pointer,
@@ -16,6 +19,7 @@ from loopconv.tiled.simd import (
 )
 
 
+@cache
 def make_summed(lanes, rows, cols):
     @register_jitable(forceinline=True)  # a tile would be returned in memory
     @named(lanes, rows, cols)
@@ -30,18 +34,15 @@ def make_summed(lanes, rows, cols):
     return summed
 
 
-def make_write(lanes, rows, cols):
-    @register_jitable
-    @named(lanes, rows, cols)
-    def write(numbers, out, to, row_step, step, pixel_step, n):
-        """Write the first n pixels of all rows of a tile, whose columns are `step` pixels apart, one by one."""
-        for m in range(rows):
-            for col in range(cols):
-                target = pointer(out, to + m * row_step + col * step * pixel_step)
-                for lane in range(min(lanes, n - col * step)):
-                    target[lane * pixel_step] = numbers[(m * cols + col) * lanes + lane]
-
-    return write
+@linked
+def write(numbers: POINTER, rows, cols, lanes, out: ARRAY, to, row_step, step, pixel_step, n):
+    """Write the first n pixels of all rows of a tile, whose columns are `step` pixels apart, one by one."""
+    for m in range(rows):
+        for col in range(cols):
+            target = pointer(out, to + m * row_step + col * step * pixel_step)
+            for lane in range(min(lanes, n - col * step)):
+                target[lane * pixel_step] = numbers[(m * cols + col) * lanes + lane]
+    return 0
 
 
 def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
@@ -51,7 +52,7 @@ def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
     their tiles have one column.
     """
     width, pack_channel = cols * lanes, make_pack_channel(row_lanes, every, planes)
-    summed, write = make_summed(lanes, rows, cols), make_write(lanes, rows, cols)
+    summed, write_pixels = make_summed(lanes, rows, cols), write
 
     def depthwise(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, channel).
@@ -94,7 +95,7 @@ def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
                             elif s2 == 1 and (cols - 1) * step + lanes - (Q - j) <= over:
                                 tile_store(acc, out, to, s1, step)
                             else:
-                                write(tile_spill(acc), out, to, s1, step, s2, Q - j)
+                                write_pixels(tile_spill(acc), rows, cols, lanes, out, to, s1, step, s2, Q - j)
         return 0
 
     return depthwise

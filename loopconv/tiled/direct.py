@@ -1,8 +1,9 @@
 """Forward and adjoint over flattened buffers: one kernel for every stride, dilation, rank and phase."""
 
-from numba.extending import register_jitable
+from functools import cache
 
 from loopconv.loops.compile import named
+from loopconv.tiled.linked import ARRAY, TABLE, linked
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -19,10 +20,14 @@ from loopconv.tiled.simd import (
 AHEAD = 2048
 
 
+@cache
 def make_write_runs(lanes):
-    @register_jitable
+    @linked
     @named(lanes)
-    def write_runs(scratch, sums, pitch, out, to, channel, bias, k0, k1, plan, run, begin, end, step, size):
+    def write_runs(
+        scratch: ARRAY, sums, pitch, out: ARRAY, to, channel, bias: ARRAY, k0, k1, plan: TABLE, run, begin, end, step,
+        size,
+    ):  # fmt: skip
         """Write the results of channels k0 .. k1-1 at the positions begin .. end-1, run by run, without the gaps.
 
         Those of channel k0 are at scratch[sums + position], each phase `size` behind the one before; a run has those of
@@ -57,6 +62,7 @@ def make_write_runs(lanes):
                 from_ += pitch
                 place += channel
             run += 5
+        return 0
 
     return write_runs
 

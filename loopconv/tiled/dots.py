@@ -11,7 +11,7 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
     Where each channel of x serves one unit only, this makes its `own` padded copy, which stays in the second-level
     cache; else x may be such copies.
     """
-    size, pack_channel = rows * cols * lanes, make_pack_channel(few_lanes, every, planes)
+    size, pack_channel = rows * cols * lanes, make_pack_channel(few_lanes, every, planes) if own else None
 
     def dots(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, block of y's channels, channel of x, part).

@@ -4,9 +4,10 @@ As in M. Dukhan, "The Indirect Convolution Algorithm", arXiv:1907.02129, whose t
 pixel; here a tap is an offset, so one position for each pixel will do, and tiles are of any pixels with the same taps.
 """
 
-from numba.extending import register_jitable
+from functools import cache
 
 from loopconv.loops.compile import named
+from loopconv.tiled.linked import ARRAY, TABLE, linked
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -25,10 +26,11 @@ from loopconv.tiled.simd import (
 STEPS_AHEAD = 32
 
 
+@cache
 def make_write_pixels(lanes):
-    @register_jitable
+    @linked
     @named(lanes)
-    def write_pixels(scratch, plan, places, start, stop, out, to, channel, bias, m0, m1):
+    def write_pixels(scratch: ARRAY, plan: TABLE, places, start, stop, out: ARRAY, to, channel, bias: ARRAY, m0, m1):
         """Write channels m0 .. m1-1 of the pixels start .. stop-1, which follow each other in the result.
 
         The sums of each pixel are in the scratch at one of the `places`, channel by channel; here they are turned. The
@@ -47,6 +49,7 @@ def make_write_pixels(lanes):
                     for k in range(m1 - m0):
                         for j in range(min(lanes, stop - i)):
                             out[to + (m + k) * channel + i + j] = numbers[k * lanes + j] + bias[m + k]
+        return 0
 
     return write_pixels
 

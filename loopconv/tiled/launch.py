@@ -7,10 +7,10 @@ leaves there is there at its next. They return a number, 0 if there is nothing t
 
 from functools import cache
 
-import numba
 from numba import types
 
 from loopconv.loops.compile import built, jit, named
+from loopconv.tiled.linked import ARRAY, TABLE, build_links, signature
 from loopconv.tiled.team import team
 from loopconv.tiled.workspace import LINE
 
@@ -19,17 +19,16 @@ class Kernel:
     """A kernel and its builds by dtype."""
 
     def __init__(self, function):
-        self.name = function.__name__
+        self.name, self.function = function.__name__, function
         # 'contract' is for what is outside of tiles
         self.serial = jit(function, fastmath={"contract"})
         self.builds = {}
 
     def build(self, arrays, dtype):
         """The build for so many arrays, of which a kernel always takes as many, of `dtype`."""
-        element = numba.from_dtype(dtype)
-        array, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
-        signature = (types.UniTuple(array, arrays), array, integers, types.int64, types.int64)
-        self.builds[dtype] = built(self.serial, signature)
+        build_links(self.function, dtype)
+        array, *others = signature(dtype, ARRAY, TABLE, None, None)
+        self.builds[dtype] = built(self.serial, (types.UniTuple(array, arrays), array, *others))
         return self.builds[dtype]
 
 

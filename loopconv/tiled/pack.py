@@ -1,9 +1,12 @@
 """Copies into the flattened, zero-padded buffers of layout.py, and of weights into the order they are read in."""
 
+from functools import cache
+
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from loopconv.loops.compile import named
+from loopconv.tiled.linked import ARRAY, POINTER, TABLE, linked
 from loopconv.tiled.simd import (
     pointer,
     tile_axpy,
@@ -138,6 +141,7 @@ def _pack_plane(*arguments):
     return pack_plane
 
 
+@cache
 def make_pack_channel(lanes, every, planes):
     """Of sources whose rows are read every pixel or every second, or, with 0, any number of them apart.
 
@@ -145,9 +149,9 @@ def make_pack_channel(lanes, every, planes):
     """
     is_any = every == 0
 
-    @register_jitable
+    @linked
     @named(lanes, every, planes)
-    def pack_channel(x, buffer, plan, table, channel, target):
+    def pack_channel(x: ARRAY, buffer: ARRAY, plan: TABLE, table, channel, target):
         """Write all phase planes of one channel of `x` to buffer[target:], with zeros around.
 
         plan[table:] are (elements of a channel of x, pitch of a slice, of a row, origin, plane, number of entries), and
@@ -173,6 +177,7 @@ def make_pack_channel(lanes, every, planes):
                 pack_plane(
                     x, first, every, planes, Z, P, n, odd, slice_, line, place, origin, slice_pitch, pitch, plane, lanes
                 )
+        return 0
 
     return pack_channel
 
@@ -214,12 +219,8 @@ def _put(tile, target, width, rows, lanes):
     return put_vectors if rows.literal_value in (lanes.literal_value, 2 * lanes.literal_value) else put
 
 
-def interleave(source, step, every, n, whole, target, width, rows, lanes):
-    """target[i*width + m] = source[m*step + i*every] for all i < n and m < rows; `every` elements follow i < whole.
-
-    Vectors of each row are read whole, then written together: going from row to row for each number, rows that
-    are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, 0.4 so).
-    """
+def interleave_some(source, step, every, n, whole, target, width, rows, lanes):
+    """`make_interleave` for a number of rows known to the compiler."""
     if whole < lanes:
         whole = 0
     begin = 0
@@ -233,14 +234,45 @@ def interleave(source, step, every, n, whole, target, width, rows, lanes):
             target[i * width + m] = source[m * step + i * every]
 
 
-@overload(interleave, strict=False, prefer_literal=True)
-def _interleave(*arguments):
+@overload(interleave_some, strict=False, prefer_literal=True)
+def _interleave_some(*arguments):
     """Itself, where `every`, `rows` and `lanes` are numbers known to the compiler."""
+    return interleave_some
+
+
+@cache
+def make_interleave(every, lanes):
+    @linked
+    @named(every, lanes)
+    def interleave(source: POINTER, step, n, whole, target: POINTER, width, rows):
+        """target[i*width + m] = source[m*step + i*every] for all i < n and m < rows; `every` elements follow i < whole.
+
+        Vectors of up to 16 rows are read whole, then written together: going from row to row for each number, rows that
+        are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, 0.4 so).
+        """
+        m = 0
+        while m < rows:
+            row, to, left = pointer(source, m * step), pointer(target, m), rows - m
+            if left >= 16:
+                interleave_some(row, step, every, n, whole, to, width, 16, lanes)
+                m += 16
+            elif left >= 8:
+                interleave_some(row, step, every, n, whole, to, width, 8, lanes)
+                m += 8
+            elif left >= 4:
+                interleave_some(row, step, every, n, whole, to, width, 4, lanes)
+                m += 4
+            else:
+                interleave_some(row, step, every, n, whole, to, width, 1, lanes)
+                m += 1
+        return 0
+
     return interleave
 
 
-def make_pack_channels_last(width, together, lanes):
-    """The packer for blocks of `width` channels, `together` of which are interleaved at a time."""
+def make_pack_channels_last(lanes):
+    """The packer for blocks of channels."""
+    interleave, interleave_every_second = make_interleave(1, lanes), make_interleave(2, lanes)
 
     def pack_channels_last(arrays, scratch, plan, first, last):
         """Write bands of rows of blocks of `buffer`, each (position, channel of the block), from `x` as in `pack`.
@@ -251,7 +283,7 @@ def make_pack_channels_last(width, together, lanes):
         x, buffer = arrays
         C, bands, channels, image, step, step1, step2 = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
         D, H, W, lz, lp, rows, pitch = plan[7], plan[8], plan[9], plan[10], plan[11], plan[12], plan[13]
-        origin, plane, phases = plan[14], plan[15], plan[16]
+        origin, plane, width, phases = plan[14], plan[15], plan[16], plan[17]
         blocks = (C + width - 1) // width
         for unit in range(first, last):
             number, band = unit // bands, unit % bands
@@ -260,7 +292,7 @@ def make_pack_channels_last(width, together, lanes):
             here = min(width, C - number % blocks * width)
             row0, row1 = lz * lp * band // bands, lz * lp * (band + 1) // bands
             for phase in range(phases):
-                at = 17 + phase * 6
+                at = 18 + phase * 6
                 z0, p0, q0, sz, sp, sq = plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 5]
                 target = pointer(buffer, (number * phases + phase) * plane * width)
                 n = (W - q0 + sq - 1) // sq
@@ -272,17 +304,18 @@ def make_pack_channels_last(width, together, lanes):
                         start = origin + (z * rows + p) * pitch
                         for i in range(done * width, start * width):
                             target[i] = 0
-                        row = begin + d * step1 + h * step2 + q0
-                        for c0 in range(0, width, together):
-                            source, to = pointer(x, row + c0 * step), pointer(target, start * width + c0)
-                            if sq == 1 and c0 + together <= here:
-                                interleave(source, step, 1, n, n, to, width, together, lanes)
-                            elif sq == 2 and c0 + together <= here:
-                                interleave(source, step, 2, n, (W - q0) // 2, to, width, together, lanes)
-                            else:
-                                for q in range(n):
-                                    for c in range(together):
-                                        to[q * width + c] = source[c * step + q * sq] if c0 + c < here else 0
+                        source, to = pointer(x, begin + d * step1 + h * step2 + q0), pointer(target, start * width)
+                        if sq == 1:
+                            interleave(source, step, n, n, to, width, here)
+                        elif sq == 2:
+                            interleave_every_second(source, step, n, (W - q0) // 2, to, width, here)
+                        else:
+                            for q in range(n):
+                                for c in range(here):
+                                    to[q * width + c] = source[c * step + q * sq]
+                        for q in range(n if here < width else 0):
+                            for c in range(here, width):
+                                to[q * width + c] = 0
                         done = start + n
                 past = origin + (row1 // lp * rows + row1 % lp) * pitch if band < bands - 1 else plane
                 for i in range(done * width, past * width):
@@ -301,9 +334,9 @@ CHANNELS_TOGETHER = 8
 TAPS_TOGETHER = 4
 
 
-def make_pack_weights(rows, together, lanes):
-    """The packer of weights for tiles of `rows` rows, `together` of which are interleaved at a time."""
-    taps_together = TAPS_TOGETHER
+def make_pack_weights(rows, lanes):
+    """The packer of weights for tiles of `rows` rows."""
+    taps_together, interleave = TAPS_TOGETHER, make_interleave(1, lanes)
 
     def pack_weights(arrays, scratch, plan, first, last):
         """Write the row blocks first .. last-1 of `w` as (group, block, result phase, channel, tap, row).
@@ -321,9 +354,7 @@ def make_pack_weights(rows, together, lanes):
                 m0, to = block % blocks * rows, block * size
                 here, at = min(rows, M - m0), block // blocks * w_group + m0 * w_row
                 if here == rows:
-                    for m in range(0, rows, together):
-                        source, target = pointer(w, at + m * w_row), pointer(packed, to + m)
-                        interleave(source, w_row, 1, C * T, C * T, target, rows, together, lanes)
+                    interleave(pointer(w, at), w_row, C * T, C * T, pointer(packed, to), rows, rows)
                 else:
                     for i in range(C * T):
                         tile_store(tile_gather(w, at + i, 0, 0, w_row, here, rows, 1, 1), packed, to + i * rows, 0, 0)

@@ -55,7 +55,6 @@ from loopconv.tiled.tiles import (
     lanes,
     outer_tile,
     row_lanes,
-    together,
     winograd_tile,
     winograd_weight_tile,
 )
@@ -544,7 +543,7 @@ def _pack_weights(t, rows, size=None):
     blocks, size = t.p.G * -(-M // rows), size or rows * C * T
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T))
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order, size], np.int64), first * rows, step * rows])
-    kernel = compiled(packers.make_pack_weights, rows, together(rows), few_lanes(t.dtype))
+    kernel = compiled(packers.make_pack_weights, rows, few_lanes(t.dtype))
     return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": blocks * size}
 
 
@@ -591,7 +590,7 @@ def outer_plan(geometry, dtype):
     pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
     names = ("y", "x") if t.adjoint else ("x", "y")
     call = Stage(
-        compiled(make_weight, n, few_lanes(dtype), rows, cols, together(gcd(width, t.M))),
+        compiled(make_weight, n, few_lanes(dtype), rows, cols),
         (names[0] if in_place else "buffer", names[1], "w" if parts == 1 else "partial"), numbers, units * parts,
         chunk * piece * width + group * rows * width,
     )  # fmt: skip
@@ -728,7 +727,7 @@ def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
     bands = max(1, min(bands, prod(layout.lengths[:2])))
     numbers = np.array(
         [C, bands, p.G * C, p.G * C * steps[0], *steps[:3], *sizes, *layout.lengths[:2], *layout.pitches[1:],
-         layout.origin, layout.plane, len(layout.source), *layout.source.reshape(-1).tolist()], np.int64,
+         layout.origin, layout.plane, width, len(layout.source), *layout.source.reshape(-1).tolist()], np.int64,
     )  # fmt: skip
-    kernel = compiled(packers.make_pack_channels_last, width, together(width), few_lanes(dtype))
+    kernel = compiled(packers.make_pack_channels_last, few_lanes(dtype))
     return Stage(kernel, (name, room), numbers, blocks * bands), {room: size}

@@ -99,11 +99,6 @@ def row_lanes(pixels, dtype):
     return lanes(dtype) if pixels >= lanes(dtype) else few_lanes(dtype)
 
 
-def together(width):
-    """Channels of a block of `width` that are interleaved at a time: as many as divide it and are no more than 16."""
-    return max(n for n in range(1, 17) if width % n == 0)
-
-
 # ---------------------------------------------------------------------------- costs, in multiply-adds of vectors
 
 # Copying one vector into a panel, and where it is gathered (with 3 for both, 128->128 1x7, 17x17, was gathered, 1.1 to

@@ -1,16 +1,16 @@
 """The weight contraction as tiles of outer products over pixels."""
 
-from loopconv.tiled.pack import interleave
+from loopconv.tiled.pack import make_interleave
 from loopconv.tiled.simd import pointer, tile_load, tile_outer_at, tile_store, tile_zeros
 
 
-def make_weight(lanes, few_lanes, rows, cols, together):
+def make_weight(lanes, few_lanes, rows, cols):
     """The weight kernel with a tile of `rows` (channel, tap) of A x `cols` vectors of channels of B.
 
     A and B are source and result of the forward sum, x and y, or of the adjoint, y and x. A lies in planes, which
-    serve all taps; what a tile needs of B is interleaved, `together` channels at a time.
+    serve all taps; what a tile needs of B is interleaved.
     """
-    width, size = cols * lanes, rows * cols * lanes
+    width, size, interleave = cols * lanes, rows * cols * lanes, make_interleave(1, few_lanes)
 
     def weight(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, some blocks of rows, block of B, part of the
@@ -50,10 +50,8 @@ def make_weight(lanes, few_lanes, rows, cols, together):
                     if line % inside:
                         end = line % inside // pieces * Q + line % inside % pieces * piece
                     at, count = n * b_image + g * b_group + z * b_slice + start, end - start
-                    for c in range(0, here, together):
-                        source = pointer(b, at + (jb * width + c) * b_channel)
-                        target = pointer(scratch, j + c)
-                        interleave(source, b_channel, 1, count, count, target, width, together, few_lanes)
+                    source = pointer(b, at + jb * width * b_channel)
+                    interleave(source, b_channel, count, count, pointer(scratch, j), width, here)
                     j += count * width
                 n0, z0 = from_ // (Z * inside), from_ // inside % Z
                 p0, q0 = from_ % inside // pieces, from_ % pieces

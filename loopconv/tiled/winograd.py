@@ -7,9 +7,12 @@ R and S are the taps of a stencil (`layout.stencil_layout`): all of a kernel's, 
 one phase of the source. Along an axis of one tap there are no tiles.
 """
 
+from functools import cache
+
 from numba.extending import register_jitable
 
 from loopconv.loops.compile import named
+from loopconv.tiled.linked import ARRAY, TABLE, linked
 from loopconv.tiled.simd import (
     pointer,
     prefetch,
@@ -32,6 +35,7 @@ from loopconv.tiled.simd import (
 AHEAD = 2048
 
 
+@cache
 def make_transform(m, R, S, rows, cols, lanes):
     """The transform of stencils of `rows` x `cols` taps, zeros for the others, for all channels of a block.
 
@@ -52,6 +56,7 @@ def make_transform(m, R, S, rows, cols, lanes):
     return transform
 
 
+@cache
 def make_transform_last(m, R, S, lanes):
     """The same for any stencils of a block with fewer rows, which all kinds of them share: 0.1 s each to compile."""
     *_, across = sides(m, R, S)
@@ -72,6 +77,7 @@ def make_transform_last(m, R, S, lanes):
     return transform_last
 
 
+@cache
 def make_transform_set(m, R, S, rows, are_whole):
     """The transform of one of the sets of weights; with `are_whole`, all stencils are of R x S taps."""
     fewer_r, fewer_s = (R, S) if are_whole else (max(R - 1, 1), max(S - 1, 1))
@@ -79,14 +85,15 @@ def make_transform_set(m, R, S, rows, are_whole):
     of_all, of_less, of_low, of_few = (kinds[r, s] for r in (R, fewer_r) for s in (S, fewer_s))
     of_last = make_transform_last(m, R, S, rows)
 
-    @register_jitable
+    @linked
     @named(m, R, S, rows, are_whole)
-    def transform_set(w, table, block, f, u, begin):
+    def transform_set(w: ARRAY, plan: TABLE, where, block, f, u: ARRAY, begin):
         """Write set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
 
-        Rows past the last are zeros. table[7:] has for each set and each of its T stencils (first tap, steps
-        between rows and columns, how many rows and columns).
+        Rows past the last are zeros. The table begins at plan[where], and after its first 7 numbers has for each set
+        and each of its T stencils (first tap, steps between rows and columns, how many rows and columns).
         """
+        table = pointer(plan, where)
         M, C, w_group, w_row, w_channel, T = table[0], table[1], table[2], table[3], table[4], table[6]
         blocks, step = (M + rows - 1) // rows, T * C * rows
         m0 = block % blocks * rows
@@ -107,6 +114,7 @@ def make_transform_set(m, R, S, rows, are_whole):
                 of_low(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
             else:
                 of_few(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+        return 0
 
     return transform_set
 
@@ -122,19 +130,20 @@ def make_transform_weights(m, R, S, rows, are_whole):
         C, F, T = plan[1], plan[5], plan[6]
         for block in range(first, last):
             for f in range(F):
-                transform_set(w, plan, block, f, u, (block * F + f) * down * across * T * C * rows)
+                transform_set(w, plan, 0, block, f, u, (block * F + f) * down * across * T * C * rows)
         return 0
 
     return transform_weights
 
 
+@cache
 def make_inputs(m, R, S, lanes):
     """The transform of a part's inputs: tiles of pixels lie side by side in the lanes."""
     _, pixels, down, across = sides(m, R, S)
 
-    @register_jitable
+    @linked
     @named(m, R, S, lanes)
-    def inputs(buffer, plan, image, f, start, stop, v, begin):
+    def inputs(buffer: ARRAY, plan: TABLE, image, f, start, stop, v: ARRAY, begin):
         """Write the T * C stencils of channels of the tiles start .. stop-1 to v[begin:] (side, side, T, C, tile)."""
         C, T, lines, tiles, channel, row = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8]
         most, v_step, terms, line = plan[15], plan[17], plan[19] + f * T, plan[20] + f * lines * 4
@@ -147,8 +156,51 @@ def make_inputs(m, R, S, lanes):
                 d = tile_transform(d, m, R, S, "input")
                 tile_store(d, v, begin + tc * most + tile - start, across * v_step, v_step)
                 tile += min(lanes, tiles - j, stop - tile)
+        return 0
 
     return inputs
+
+
+@cache
+def make_outputs(m, R, S, lanes):
+    """The transform of a part's products into results."""
+    high, wide, down, across = sides(m, R, S)
+
+    @linked
+    @named(m, R, S, lanes)
+    def outputs(products: ARRAY, begin, out: ARRAY, bias: ARRAY, plan: TABLE, image, f, k0, k1, start, stop, room):
+        """Write the channels k0 .. k1-1 of the tiles start .. stop-1, whose products are products[begin:] (side, side,
+        channel, tile); `room` is where it may turn a tile. Whether some result is not finite.
+        """
+        G, M, lines, tiles = plan[0], plan[1], plan[5], plan[6]
+        out_image, out_channel, out_row, out_step = plan[9], plan[10], plan[11], plan[12]
+        most, step, spread = plan[15], plan[18], 0.0
+        n, g = image // G, image % G
+        for k in range(k0, k1):
+            target = n * out_image + (g * M + k) * out_channel
+            tile = start
+            while tile < stop:
+                line, j = plan[20] + (f * lines + tile // tiles) * 4, tile % tiles
+                run = min(lanes, tiles - j, stop - tile)
+                at = begin + (k - k0) * most + tile - start
+                y = tile_load(products, at, across * step, step, lanes, down, across)
+                y = tile_add(tile_transform(y, m, R, S, "output"), bias, g * M + k, 0)
+                place, P = target + plan[line + 1], plan[line + 2]
+                Q = min(wide * run, plan[line + 3] - wide * j)
+                if out_step == 1:
+                    spread += tile_store_every(y, out, place + wide * j, out_row, 1, P, Q)
+                elif out_step == 2:
+                    spread += tile_store_every(y, out, place + 2 * wide * j, out_row, 2, P, Q)
+                else:
+                    spread += tile_store_every(y, products, room, wide * lanes, 1, P, Q)
+                    numbers, to = pointer(products, room), pointer(out, place + wide * j * out_step)
+                    for p in range(min(high, P)):
+                        for q in range(Q):
+                            to[p * out_row + q * out_step] = numbers[p * wide * lanes + q]
+                tile += run
+        return 1 if spread != 0 else 0
+
+    return outputs
 
 
 def make_winograd(m, R, S, lanes, rows, cols, is_fused):
@@ -157,8 +209,8 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
     With `is_fused` it transforms the weights too, block by block (`plans.is_weight_of_one_unit`).
     """
     width = cols * lanes
-    transform_set = make_transform_set(m, R, S, rows, True)
-    inputs = make_inputs(m, R, S, lanes)
+    transform_set = make_transform_set(m, R, S, rows, True) if is_fused else None
+    inputs, outputs = make_inputs(m, R, S, lanes), make_outputs(m, R, S, lanes)
     high, wide, down, across = sides(m, R, S)
     size = down * across
 
@@ -177,17 +229,16 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
         """
         buffer, weights, out, bias = arrays
         G, M, C, F, T, lines, tiles = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6]
-        out_image, out_channel, out_row, out_step = plan[9], plan[10], plan[11], plan[12]
         parts, shares, most, group, v_step, step = plan[13], plan[14], plan[15], plan[16], plan[17], plan[18]
         blocks, runs = (M + rows - 1) // rows, (lines * tiles + width - 1) // width
         products = lanes + size * v_step
         apart = products + size * step + lanes
         u, u_block = (scratch, apart + high * wide * lanes) if is_fused else (weights, 0)
-        spread = 0.0
+        said = 0
         for unit in range(first, last):
             share, f = unit % shares, unit // shares % F
             part, image = unit // (shares * F) % parts, unit // (shares * F * parts)
-            n, g, ranges = image // G, image % G, plan[21] + f * size * 2
+            g, ranges = image % G, plan[21] + f * size * 2
             start, stop = runs * part // parts * width, min(lines * tiles, runs * (part + 1) // parts * width)
             if shares == 1 or scratch[0] != unit // shares + 1:
                 inputs(buffer, plan, image, f, start, stop, scratch, lanes)
@@ -196,7 +247,7 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
                 if is_fused:
-                    transform_set(weights, pointer(plan, plan[22]), g * blocks + b0, f, u, u_block)
+                    transform_set(weights, plan, plan[22], g * blocks + b0, f, u, u_block)
                 # products: (size, rows of these blocks, tiles), each a sum over stencils and channels
                 for xi in range(size):
                     t0, t1 = plan[ranges + 2 * xi], plan[ranges + 2 * xi + 1]
@@ -213,34 +264,14 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
                                 i += rows
                                 b += most
                             tile_store(acc, scratch, products + xi * step + (block - b0) * rows * most + j, most, lanes)
-                # results
-                for k in range(b0 * rows, min(b1 * rows, M)):
-                    target = n * out_image + (g * M + k) * out_channel
-                    tile = start
-                    while tile < stop:
-                        line, j = plan[20] + (f * lines + tile // tiles) * 4, tile % tiles
-                        run = min(lanes, tiles - j, stop - tile)
-                        at = products + (k - b0 * rows) * most + tile - start
-                        y = tile_load(scratch, at, across * step, step, lanes, down, across)
-                        y = tile_add(tile_transform(y, m, R, S, "output"), bias, g * M + k, 0)
-                        place, P = target + plan[line + 1], plan[line + 2]
-                        Q = min(wide * run, plan[line + 3] - wide * j)
-                        if out_step == 1:
-                            spread += tile_store_every(y, out, place + wide * j, out_row, 1, P, Q)
-                        elif out_step == 2:
-                            spread += tile_store_every(y, out, place + 2 * wide * j, out_row, 2, P, Q)
-                        else:
-                            spread += tile_store_every(y, scratch, apart, wide * lanes, 1, P, Q)
-                            numbers, to = pointer(scratch, apart), pointer(out, place + wide * j * out_step)
-                            for p in range(min(high, P)):
-                                for q in range(Q):
-                                    to[p * out_row + q * out_step] = numbers[p * wide * lanes + q]
-                        tile += run
-        return 1 if spread != 0 else 0
+                m0, m1 = b0 * rows, min(b1 * rows, M)
+                said += outputs(scratch, products, out, bias, plan, image, f, m0, m1, start, stop, apart)
+        return said
 
     return winograd
 
 
+@cache
 def make_spread(R, S, name, width, lanes):
     """The transform of some pixels of `width` channels, which lie in blocks (position, channel)."""
     high, wide, down, across = sides(2, R, S)

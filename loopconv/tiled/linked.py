@@ -1,0 +1,86 @@
+"""Functions that kernels call instead of containing them: each is compiled once, by itself, and linked by name.
+
+Numba compiles what a function calls anew in each caller, and makes code of it there. A packer that 40 kernels for
+different tiles contain took more than half of their time to compile.
+"""
+
+import inspect
+import threading
+
+import llvmlite.binding as llvm
+import numba
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
+
+from loopconv.loops.compile import built, jit, source_hash
+
+# What the parameters of a linked function are annotated with; the others are integers.
+ARRAY, POINTER, TABLE = "numbers", "pointer to a number", "integers"
+
+TABLES = types.Array(types.int64, 1, "C")
+
+
+def signature(dtype, *kinds):
+    """Numba's types for parameters of these kinds, where numbers are of `dtype`."""
+    element = numba.from_dtype(dtype)
+    known = {ARRAY: types.Array(element, 1, "C"), POINTER: types.CPointer(element), TABLE: TABLES}
+    return tuple(known.get(kind, types.int64) for kind in kinds)
+
+
+# Who has the code of each name, which must stay where it is; and who may add to them, so that there is one for each.
+LINKED: dict = {}
+_adding = threading.RLock()
+
+
+class Link:
+    """A function that kernels call by its name."""
+
+    def __init__(self, function):
+        self.function, self.serial = function, jit(function, fastmath={"contract"})
+        self.kinds = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+
+    def build(self, dtype):
+        """Have it there for kernels of `dtype`, which may have been compiled by another process."""
+        name = self.name(dtype)
+        with _adding:
+            if name not in LINKED:
+                build_links(self.function, dtype)
+                llvm.add_symbol(name, built(self.serial, signature(dtype, *self.kinds)).address)
+                LINKED[name] = self
+
+    def name(self, dtype):
+        """The name that it is linked by: Numba's own has a number that is another in each process."""
+        return f"loopconv_{self.function.__qualname__}_{dtype}_{source_hash()}"
+
+
+def build_links(function, dtype):
+    """Build what `function` has in its closure to call by name."""
+    for cell in function.__closure__ or ():
+        if link := getattr(cell.cell_contents, "link", None):
+            link.build(dtype)
+
+
+def linked(function):
+    """`function`, which returns an integer, for kernels and other linked functions to call by name."""
+    link = Link(function)
+
+    def call(typing, *given):
+        dtype = as_dtype(next(kind.dtype for kind, of in zip(given, link.kinds) if of in (ARRAY, POINTER)))
+        parameters = signature(dtype, *link.kinds)
+
+        def codegen(context, builder, signature, arguments):
+            kind = context.call_conv.get_function_type(types.int64, parameters)
+            callee = cgutils.get_or_insert_function(builder.module, kind, link.name(dtype))
+            return context.call_conv.call_function(builder, callee, types.int64, parameters, arguments)[1]
+
+        return types.int64(*parameters), codegen
+
+    own = inspect.signature(function)
+    first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
+    call.__name__, call.__qualname__ = function.__name__, function.__qualname__
+    call = intrinsic(call)
+    call.link = link
+    return call
