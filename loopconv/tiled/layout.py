@@ -147,6 +147,8 @@ def forward_layout(p, every=(1, 1, 1), align=1, cut=(False, False, False), whole
     axes = [_axis(-(-n // s), axis) for n, s, axis in zip(p.x, stride, results)]
     phases = sorted(product(*({phase for *_, taps in axis for *_, phase in taps} for axis in results)))
     plane, pitches, steps, origin = _plane(axes, align)
+    if len(phases) > 1 and plane % 512 == 0:  # of planes that are pages, few fit into the first-level cache
+        plane += 16
     rows, offsets, weights = [], [], []
     for result in product(*results):
         first = len(offsets)

@@ -1,12 +1,12 @@
 """Every tile and block size, per instruction set and dtype; nothing else decides one."""
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import llvmlite.binding as llvm
 import numpy as np
 
-from loopconv.tiled.layout import cut_layouts, fan, forward_layout, is_in_place, merged_layout
+from loopconv.tiled.layout import adjoint_layout, cut_layouts, fan, forward_layout, is_in_place, merged_layout
 from loopconv.tiled.panels import copies_of_a_part, rows_of_phase
 from loopconv.tiled.simd import sides
 
@@ -355,7 +355,7 @@ def winograd_weight_tile(p, taps, tiles, dtype):
     `tiles` is `plans.ProductLines`.
     """
     n, size, T = lanes(dtype), prod(sides(2, *taps)[2:]), len(tiles.stencils)
-    straight, crossed = weight_tile(p.K, p.C, dtype), weight_tile(p.C, p.K, dtype)
+    straight, crossed = product_tile(p.K, p.C, dtype), product_tile(p.C, p.K, dtype)
     swapped = crossed[0] < 0.8 * straight[0]
     (_, rows, cols), (A, B) = (crossed, (p.C, p.K)) if swapped else (straight, (p.K, p.C))
     # each block of A transforms B anew: worth about 8 channels
@@ -379,16 +379,41 @@ def per_cycle():
     return 1 if vector_bytes() == 64 else 2
 
 
-def weight_tile(MA, MB, dtype):
-    """(cost, rows, cols) for outer products with MA channels broadcast and MB in vectors."""
+# Multiply-adds of vectors in the time of one step of the weight kernel's tiles (rows, cols), where measured. It finds rows
+# by a table, and reads columns from the second-level cache, so that single ones are the fastest: of a peak of 118
+# GFLOP/s, 256->256 1x1, 56x56, makes 105 with (16, 1), 98 with (4, 4) and 86 with (6, 4).
+OUTER_TILES = {
+    32: {
+        (3, 4): 14.4,
+        (4, 4): 18.5,
+        (6, 2): 14.5,
+        (10, 2): 25.5,
+        (12, 1): 13.1,
+        (14, 1): 16,
+        (16, 1): 17.4,
+        (20, 1): 21.7,
+    },
+    16: dict.fromkeys(TILES[16]),
+}
 
-    def cost(tile):
-        rows, cols = tile
-        return -(-MA // rows) * -(-MB // (cols * lanes(dtype))) * _step(rows, cols)
+# Where channels are pages apart, as those of 32x32 or 64x64 pixels that are read in place, rows of more of them than the
+# first-level cache has ways drive each other out: 256->256 1x1, 64x64, makes 44 GFLOP/s with (16, 1), 101 with (6, 2).
+CACHE_WAYS = 8
 
-    narrow = {(rows, n) for rows, cols in TILES[registers()] for n in range(1, cols + 1)}
-    best = min(sorted(narrow), key=cost)
-    return cost(best), *best
+# The tiles of Winograd's weight gradient, whose rows and columns both come from the second-level cache: (4, 4) is up to
+# 1.18 times as fast as larger ones (256->512 4x4, stride 2, 16 times 8x8).
+PRODUCT_TILES = {32: ((4, 3), (4, 4), (8, 2), (16, 1)), 16: TILES[16]}
+
+
+def product_tile(MA, MB, dtype):
+    """(cost, rows, cols) of Winograd's products with MA channels broadcast and MB in vectors."""
+    best = min(PRODUCT_TILES[registers()], key=partial(_product_cost, MA, MB, dtype, _step))
+    return _product_cost(MA, MB, dtype, _step, best), *best
+
+
+def _product_cost(MA, MB, dtype, step, tile):
+    rows, cols = tile
+    return -(-MA // rows) * -(-MB // (cols * lanes(dtype))) * step(rows, cols)
 
 
 def outer_tile(p, dtype):
@@ -398,18 +423,36 @@ def outer_tile(p, dtype):
     """
     taps = prod(p.k)
 
-    def cost(A, B, pixels, contraction, result):
-        sums, rows, cols = weight_tile(A * taps, B, dtype)
-        blocks, width = -(-A * taps // rows), cols * lanes(dtype)
-        groups = -(-blocks * rows * width * np.dtype(dtype).itemsize // TOTALS_BYTES)
-        pixels = p.N * p.G * prod(pixels)
-        others = (groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result + OUTER_CALL) * per_cycle()
-        return sums * pixels + others, even(A * taps, rows), cols, contraction
+    def best(A, B, layout, sizes, contraction):
+        def cost(tile):
+            rows, cols = tile
+            groups = -(-A * taps * cols * lanes(dtype) * np.dtype(dtype).itemsize // TOTALS_BYTES)
+            is_turned = cols == 1 and rows % lanes(dtype) == 0
+            if contraction == "forward":
+                result = RESULT if is_turned else RESULT_APART
+            else:
+                result = RESULT if taps == 1 else 2 * RESULT_APART
+            others = groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result + OUTER_CALL
+            return _product_cost(A * taps, B, dtype, _outer_step, tile) * pixels + others * per_cycle()
 
-    straight = cost(p.C, p.K, p.y, "forward", RESULT_APART)
+        pixels = p.N * p.G * prod(sizes)
+        tile = min(outer_tiles(layout, dtype), key=cost)
+        return cost(tile), *tile, contraction
+
+    straight = best(p.C, p.K, forward_layout(p), p.y, "forward")
     if max(p.stride) > 1 or 0 in p.x:
         return straight
-    return min(straight, cost(p.K, p.C, p.x, "adjoint", RESULT if taps == 1 else 2 * RESULT_APART))
+    return min(straight, best(p.K, p.C, adjoint_layout(p), p.x, "adjoint"))
+
+
+def outer_tiles(layout, dtype):
+    """The tiles of the weight kernel for a source of this layout."""
+    is_paged = layout.channel * np.dtype(dtype).itemsize % PAGE_BYTES == 0
+    return [tile for tile in OUTER_TILES[registers()] if not is_paged or tile[0] <= CACHE_WAYS]
+
+
+def _outer_step(rows, cols):
+    return OUTER_TILES[registers()][rows, cols] or _step(rows, cols)
 
 
 # What a line of pixels costs a tile of dot products besides its sums, in cycles. Times predicted for 25 geometries were

@@ -1,7 +1,7 @@
 """The weight contraction as tiles of outer products over pixels."""
 
 from loopconv.tiled.pack import make_interleave
-from loopconv.tiled.simd import pointer, tile_load, tile_outer_at, tile_store, tile_zeros
+from loopconv.tiled.simd import pointer, tile_load, tile_outer_at, tile_store, tile_transpose, tile_zeros
 
 
 def make_weight(lanes, few_lanes, rows, cols):
@@ -11,6 +11,7 @@ def make_weight(lanes, few_lanes, rows, cols):
     serve all taps; what a tile needs of B is interleaved.
     """
     width, size, interleave = cols * lanes, rows * cols * lanes, make_interleave(1, few_lanes)
+    turns = cols == 1 and rows % lanes == 0
 
     def weight(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, some blocks of rows, block of B, part of the
@@ -90,6 +91,9 @@ def make_weight(lanes, few_lanes, rows, cols):
                     for m in range(count):
                         for i in range(here):
                             target[row[m] + i] = total[m * width + i]
+                elif turns and count == rows and here == width and row[count - 1] == row[0] + count - 1:
+                    sums_of_rows = tile_load(total, 0, width, lanes, lanes, rows, cols)
+                    tile_store(tile_transpose(sums_of_rows), target, row[0], w_b, lanes)
                 elif row[count - 1] == row[0] + count - 1:
                     for i in range(here):
                         for m in range(count):
