@@ -1,4 +1,4 @@
-"""Forward and adjoint of groups of one channel: tiles of pixels, each row a row of the image."""
+"""Groups of one channel, in all three contractions: tiles of pixels, or of taps, whose rows are rows of the image."""
 
 from functools import cache
 
@@ -9,13 +9,18 @@ from loopconv.tiled.linked import ARRAY, POINTER, linked
 from loopconv.tiled.pack import make_pack_channel
 from loopconv.tiled.simd import (
     pointer,
+    prefetch,
     tile_add,
     tile_beside,
+    tile_load,
+    tile_meet,
+    tile_push,
     tile_slide,
     tile_spill,
     tile_store,
     tile_store_every,
     tile_zeros,
+    vector_sum,
 )
 
 
@@ -99,3 +104,70 @@ def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
         return 0
 
     return depthwise
+
+
+def make_depthwise_weight(lanes, row_lanes, every, planes, taps, cols):
+    """The weight gradient of groups of one channel, with a tile of `taps` taps of each of `cols` columns of them.
+
+    A row of y meets as many rows of x as a column has taps, so it stays in registers for all of them, and a vector of x
+    that is read serves all taps of a column.
+    """
+    size, pack_channel = taps * cols * lanes, make_pack_channel(row_lanes, every, planes)
+
+    def depthwise_weight(arrays, scratch, plan, first, last):
+        """Compute the units of work first .. last-1; a unit is a channel.
+
+        The scratch has the sums of the images before (columns, tile), a padded channel, and some zeros after it. Of the
+        columns, `cols` to a tile, the plan has their offsets, and then (taps, first weight). Rows of y above the first
+        and below the last are zeros: what is not finite in x would spread, and so would what is beside a row. Whether
+        some result is not finite.
+        """
+        x, y, w = arrays
+        N, G, Z, P, Q, all_taps, step, columns = (
+            plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7],
+        )  # fmt: skip
+        slice_, row, y_channel, y_slice, y_row, zeros, reach = (
+            plan[8], plan[9], plan[10], plan[11], plan[12], plan[13], plan[14],
+        )  # fmt: skip
+        offsets, taps_table, source = plan[15], pointer(plan, plan[16]), plan[17]
+        copy, spread = columns // cols * size, 0.0
+        for i in range(zeros, reach):
+            scratch[copy + i] = 0
+        for channel in range(first, last):
+            for n in range(N):
+                pack_channel(x, scratch, plan, source, n * G + channel, copy)
+                after = (n + 1) * G + channel if n + 1 < N else channel + 1
+                for i in range(0, y_channel, lanes):
+                    prefetch(y, after * y_channel + i, 2)
+                for column in range(0, columns, cols):
+                    total, rows = column // cols * size, tile_zeros(w, lanes, taps, 1)
+                    if n == 0:
+                        acc = tile_zeros(w, lanes, taps, cols)
+                    else:
+                        acc = tile_load(scratch, total, cols * lanes, lanes, lanes, taps, cols)
+                    for z in range(Z):
+                        i, j = (n * G + channel) * y_channel + z * y_slice, copy + z * slice_
+                        if taps == 1:
+                            for p in range(P):
+                                for q in range(0, Q, lanes):
+                                    rows = tile_push(rows, y, i + q, Q - q)
+                                    acc = tile_meet(acc, rows, scratch, j + q, plan, offsets + column)
+                                i += y_row
+                                j += row
+                        else:
+                            for q in range(0, Q, lanes):
+                                rows = tile_zeros(w, lanes, taps, 1)
+                                for p in range(P + taps - 1):
+                                    rows = tile_push(rows, y, i + q + p * y_row, Q - q if p < P else 0)
+                                    acc = tile_meet(acc, rows, scratch, j + q + p * row, plan, offsets + column)
+                    tile_store(acc, scratch, total, cols * lanes, lanes)
+            for column in range(columns):
+                count, to = taps_table[2 * column], channel * all_taps + taps_table[2 * column + 1]
+                numbers = pointer(scratch, column // cols * size + column % cols * lanes)
+                for r in range(count):
+                    total = vector_sum(numbers, r * cols * lanes, lanes)
+                    w[to + r * step] = total
+                    spread += total * 0
+        return 1 if spread != 0 else 0
+
+    return depthwise_weight

@@ -13,6 +13,7 @@ from loopconv.tiled.launch import launch
 from loopconv.tiled.layout import problem, stencil_taps
 from loopconv.tiled.plans import (
     depthwise_plan,
+    depthwise_weight_plan,
     direct_plan,
     dots_plan,
     images_together,
@@ -28,6 +29,7 @@ from loopconv.tiled.plans import (
 from loopconv.tiled.simd import MATRICES
 from loopconv.tiled.team import team
 from loopconv.tiled.tiles import (
+    UNITS,
     direct_layout,
     direct_tile,
     dots_tile,
@@ -47,7 +49,12 @@ SUMS = {
     "winograd2": lambda t: winograd_plan(t, 2),
     "winograd4": lambda t: winograd_plan(t, 4),
 }
-PRODUCTS = {"outer": outer_plan, "dots": dots_plan, "winograd2": winograd_weight_plan}
+PRODUCTS = {
+    "outer": outer_plan,
+    "dots": dots_plan,
+    "depthwise": depthwise_weight_plan,
+    "winograd2": winograd_weight_plan,
+}
 
 
 def forward(geometry, x, w, y, bias=None, algorithm=None):
@@ -222,6 +229,8 @@ def weight_plan(geometry, dtype, algorithm=None):
 
 def preferred_product(geometry, dtype):
     """The algorithm of a weight gradient that is expected to be the fastest."""
+    if is_depthwise(geometry) and geometry.groups >= UNITS:
+        return "depthwise"
     p = problem(geometry)
     taps, pixels = prod(p.k), p.N * p.G * prod(p.y)
     costs = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from loopconv.tiled import pack as packers
 from loopconv.tiled import panels
-from loopconv.tiled.depthwise import make_depthwise
+from loopconv.tiled.depthwise import make_depthwise, make_depthwise_weight
 from loopconv.tiled.direct import make_direct
 from loopconv.tiled.dots import make_dots
 from loopconv.tiled.indirect import STEPS_AHEAD, make_indirect
@@ -42,6 +42,7 @@ from loopconv.tiled.tiles import (
     UNITS,
     blocks_of_a_share,
     depthwise_tile,
+    depthwise_weight_tile,
     direct_layout,
     direct_part,
     direct_tile,
@@ -662,6 +663,25 @@ def winograd_weight_plan(geometry, dtype):
     packs, rooms = _pack_both(p, dtype, (channels, "a", *a[:5]), (width, "b", *b[:5]))
     plan = _summed(Plan((), (*packs, call), {}, rooms), geometry, parts)
     return plan._replace(call=(*plan.call, _test_finite(geometry, dtype)))
+
+
+def depthwise_weight_plan(geometry, dtype):
+    """The weight gradient by the kernel for groups of one channel."""
+    t = task(geometry, "forward", dtype)
+    p, layout, (_, y_sizes, y_steps) = t.p, t.layout, t.result
+    columns = _columns(t, 0, len(layout.tap_offset))
+    n, taps, cols = depthwise_weight_tile(y_sizes[2], [count for count, *_ in columns], dtype)
+    columns += [(0, 0, columns[0][2])] * (-len(columns) % cols)
+    (_, P, Q), slice_, pitch = y_sizes, layout.pitches[1] * layout.pitches[2], layout.pitches[2]
+    last = max(offset for *_, offset in columns) + (y_sizes[0] - 1) * slice_ + (P + taps - 2) * pitch
+    reach = max(last + -(-Q // n) * n, layout.channel)
+    numbers = _tables(
+        [p.N, p.G, *y_sizes, prod(p.k), _column_step(t), len(columns), slice_, pitch, *y_steps[:3], layout.channel, reach],
+        [offset for *_, offset in columns], [column[:2] for column in columns], _source_table(t),
+    )  # fmt: skip
+    kernel = compiled(make_depthwise_weight, n, row_lanes(layout.lengths[2], dtype), *_reading(t), taps, cols)
+    room = len(columns) * taps * n + reach
+    return Plan((), (Stage(kernel, ("x", "y", "w"), numbers, p.G, room),), {}, {})
 
 
 def dots_plan(geometry, dtype):

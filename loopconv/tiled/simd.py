@@ -251,6 +251,44 @@ def tile_dot(typing, tile, a, i, step, b, j, offsets, t, count):
     return tile(tile, a, i64, i64, b, i64, offsets, i64, types.none if count == types.none else i64), codegen
 
 
+@intrinsic
+def tile_push(typing, tile, array, i, count):
+    """The tile of one column with its rows one further down, and the first `count` lanes of array[i:] above them.
+
+    The other lanes of that row are zeros, and what lies there is not read.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        acc, array_, i_, count_ = arguments
+        place = address(context, builder, array, array_, i_)
+        rows = [_masked_load(builder, place, tile.vector, _first(builder, count_, tile.lanes))]
+        rows += [builder.extract_value(acc, m) for m in range(tile.rows - 1)]
+        for m, row in enumerate(rows):
+            acc = builder.insert_value(acc, row, m)
+        return acc
+
+    return tile(tile, array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def tile_meet(typing, tile, rows, b, j, offsets, t):
+    """tile[m, n, :] + rows[m, 0, :] * b[j + offsets[t + n] :][:lanes]."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, rows_, b_, j_, offsets_, t_ = arguments
+        begin, shifts = address(context, builder, b, b_, j_), address(context, builder, offsets, offsets_, t_)
+        for n in range(tile.cols):
+            place = builder.gep(begin, [builder.load(builder.gep(shifts, [_INT64(n)]))])
+            vector = _load(builder, place, tile.vector)
+            for m in range(tile.rows):
+                at = m * tile.cols + n
+                add = _fma(builder, builder.extract_value(rows_, m), vector, builder.extract_value(acc, at))
+                acc = builder.insert_value(acc, add, at)
+        return acc
+
+    return tile(tile, rows, b, types.int64, offsets, types.int64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def tile_load(typing, array, i, row_step, col_step, lanes, rows, cols):
     """A tile of array[i + m*row_step + n*col_step :][:lanes]."""

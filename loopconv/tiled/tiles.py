@@ -513,6 +513,18 @@ def _depthwise_cost(P, Q, columns, n, rows, cols, dtype):
     return -(-P // rows) * -(-Q // (cols * n)) * (steps + 2 * rows * cols + 20)
 
 
+# How many columns of so many taps the depthwise kernel of the weight gradient takes at once.
+DEPTHWISE_COLUMNS = {32: {1: (9,), 2: (6,), 3: (3, 5), 4: (5,), 5: (5,)}, 16: {1: (9,), 2: (4,), 3: (3,), 4: (2,), 5: (1,)}}
+
+
+def depthwise_weight_tile(Q, counts, dtype):
+    """(lanes, taps, columns) for rows of Q pixels under columns of so many taps."""
+    taps, most = max(counts), lanes(dtype)
+    n = min((few_lanes(dtype), most), key=lambda n: (-(-Q // n) * n, -n))
+    cols = min(DEPTHWISE_COLUMNS[registers()][taps], key=lambda cols: -(-len(counts) // cols) * cols)
+    return n, taps, cols
+
+
 def _step(rows, cols):
     """One step of a tile: its multiply-adds or its loads, but no less than hides a multiply-add's latency."""
     if vector_bytes() == 64:
