@@ -601,21 +601,51 @@ def test_weight_of_few_pixels_in_many_parts(force):
         check("weight", g, FLOAT32, "outer", f"{pixels} {units}")
 
 
-DOTS = ((1, 1), (1, 9), (3, 3), (5, 1))
-
-
-@both(DOTS, (3, 3))
+@both(((1, 1), (1, 9), (3, 3), (5, 1)), (3, 3))
 def test_dots_tile_at_its_edges(tile, dtype, force):
     force(dots_tile=tile)
     rows, cols = tile
     lanes = tiles.lanes(dtype)
-    for K, taps in itertools.product((rows, rows + 1, 2 * rows + 1), (cols, cols + 1, 2 * cols + 1)):
+    for K, taps in itertools.product((rows, rows + 1, 2 * rows + 1), {1, cols - 1, cols, cols + 1, 2 * cols + 1} - {0}):
         for pixels in around(lanes):
             check("weight", geometry.conv((1, 1, pixels + taps - 1), (K, 1, taps)), dtype, "dots")
     for pixels in around(lanes, 2 * lanes):
         settings = {"padding": (1, cols), "stride": (2, 1), "groups": 2}
         check("weight", geometry.conv((2, 4, 5, pixels), (2 * rows, 2, 3, cols), **settings), dtype, "dots")
     check("weight", geometry.conv((1, 2, 3, 4, 37), (rows, 2, 2, 1, cols), dilation=(1, 1, 2)), dtype, "dots")
+
+
+COLUMNS = [(taps, cols) for taps, most in tiles.DEPTHWISE_COLUMNS[32].items() for cols in most]
+
+
+@both(COLUMNS, (3, 3))
+def test_depthwise_columns_of_the_weight_gradient(tile, dtype, force, launched):
+    taps, cols = tile
+    for lanes in {tiles.few_lanes(dtype), tiles.lanes(dtype)}:
+        force(depthwise_weight_tile=lambda *_, lanes=lanes: (lanes, taps, cols))
+        for P, Q in itertools.product((1, 2, taps, taps + 3), around(lanes, 2 * lanes)):
+            settings = {"padding": (taps - 1, 1), "groups": 3}
+            check("weight", geometry.conv((2, 3, P, Q), (3, 1, taps, 2), **settings), dtype, "depthwise")
+        for g in (
+            geometry.conv((1, 2, 3 * taps, 50), (2, 1, taps, 2 * cols + 1), groups=2),
+            geometry.conv((3, 2, 23, 41), (2, 1, taps, 3), groups=2, stride=2, padding=(2, 1)),
+            geometry.conv(
+                (1, 2, 23, 41), (2, 1, taps, 3), groups=2, stride=(3, 4), dilation=2, padding=((0, 3), (2, -1))
+            ),
+            geometry.conv((2, 2, 4, 9, 19), (2, 1, 2, taps, 2), groups=2, padding=1),
+            geometry.conv((1, 3, 70), (3, 1, 11), groups=3, padding=5),
+            geometry.conv((1, 1, 29, 31), (1, 1, taps, 5)),
+        ):
+            check("weight", g, dtype, "depthwise")
+    assert is_run("depthwise", launched)
+
+
+def test_depthwise_columns_are_cut():
+    """More taps than a tile has are several columns; and rows that are shorter than half a vector take shorter ones."""
+    g = geometry.conv((2, 3, 30, 31), (3, 1, 3 * simd.MOST_TAPS + 1, 3), groups=3, padding=4)
+    check("weight", g, FLOAT32, "depthwise")
+    for Q, lanes in ((1, tiles.few_lanes(FLOAT32)), (4 * tiles.lanes(FLOAT32), tiles.lanes(FLOAT32))):
+        assert tiles.depthwise_weight_tile(Q, [3, 3, 3], FLOAT32)[0] == lanes
 
 
 def test_dots_in_parts(force, launched):
@@ -860,7 +890,8 @@ def test_which_algorithms_there_are(name):
         assert driver.algorithms(contraction, g) == names
         rows = [row for row in registry.implementations() if (row.contraction, row.backend) == (contraction, "tiled")]
         assert [row.algorithms(g) for row in rows] == [names]
-    assert driver.algorithms("weight", g) == ("outer", "dots") + (("winograd2",) if "winograd2" in names else ())
+    weights = [name for name in ("outer", "dots", *names[1:]) if name in driver.PRODUCTS]
+    assert driver.algorithms("weight", g) == tuple(sorted(weights, key=[*driver.PRODUCTS].index))
 
 
 # -------------------------------------------------------------------------------------- the predicates
@@ -883,7 +914,7 @@ CHOICES = {
     "halved": (geometry.conv((4, 64, 64, 64), (64, 64, 4, 4), padding=1, stride=2), "winograd2", None),
     "1d": (geometry.conv((1, 64, 1000), (64, 64, 5)), "direct", "outer"),
     "1d, 3 taps": (geometry.conv((1, 128, 8000), (128, 128, 3)), "winograd2", None),
-    "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "dots"),
+    "depthwise": (geometry.conv((1, 64, 56, 56), (64, 1, 3, 3), padding=1, groups=64), "depthwise", "depthwise"),
     "two of each": (geometry.conv((1, 64, 56, 56), (128, 1, 3, 3), padding=1, groups=64), None, "dots"),
     "one-channel": (geometry.conv((1, 1, 64, 64), (1, 1, 9, 9)), "depthwise", "dots"),
     "tiny": (geometry.conv((1, 1, 2, 2), (1, 1, 3, 3), padding=1), "depthwise", "dots"),
@@ -1399,6 +1430,7 @@ THREADED = {
     "winograd2 weight": ("weight", geometry.conv((2, 40, 65, 64), (38, 40, 3, 3), padding=1)),
     "outer": ("weight", geometry.conv((2, 8, 65, 64), (8, 8, 3, 3), padding=1)),
     "dots": ("weight", geometry.conv((2, 2, 165, 164), (3, 2, 5, 5), padding=1)),
+    "depthwise weight": ("weight", geometry.conv((2, 9, 40, 41), (9, 1, 3, 3), groups=9, padding=1)),
 }
 
 
@@ -1683,6 +1715,31 @@ def test_tile_load_at(kind):
     for i, t in ((0, 0), (2, 1), (12, 2)):
         operation(make_load_at, lanes)(array, i, offsets, t, out.reshape(-1))
         assert np.array_equal(out, [array[i + offset :][:lanes] for offset in offsets[t : t + ROWS]]), (i, t)
+
+
+def make_push_and_meet(lanes):
+    def push_and_meet(array, count, b, offsets, t, out):
+        rows = simd.tile_zeros(array, lanes, ROWS, 1)
+        for m in range(ROWS + 1):  # the first row is pushed out again
+            rows = simd.tile_push(rows, array, 5 * m, count)
+        acc = simd.tile_meet(simd.tile_load(out, 0, COLS * lanes, lanes, lanes, ROWS, COLS), rows, b, 2, offsets, t)
+        simd.tile_store(acc, out, 0, COLS * lanes, lanes)
+
+    return push_and_meet
+
+
+def test_tile_push_and_meet(kind):
+    """The row that was pushed last is the first; of a row, lanes past `count` are zeros."""
+    dtype, lanes = kind
+    array, b = numbers(dtype, 5 * ROWS + lanes), numbers(dtype, 30 + lanes)
+    offsets = np.array([9, *(11 * np.arange(COLS) % 17), 5])
+    for count, t in itertools.product((0, 1, lanes - 1, lanes, lanes + 1), (0, 1, 2)):
+        out = numbers(dtype, ROWS * COLS * lanes).reshape(ROWS, COLS, lanes)
+        rows = [np.where(np.arange(lanes) < count, array[5 * m : 5 * m + lanes], 0) for m in range(ROWS, 0, -1)]
+        cols = [b[2 + offset :][:lanes] for offset in offsets[t : t + COLS]]
+        expected = out + np.array([[row * col for col in cols] for row in rows])
+        operation(make_push_and_meet, lanes)(array, count, b, offsets, t, out.reshape(-1))
+        assert np.array_equal(out, expected), (count, t)
 
 
 def make_vector_sum(lanes):

@@ -39,8 +39,8 @@ def make_summed(lanes, rows, cols):
     return summed
 
 
-@linked
-def write(numbers: POINTER, rows, cols, lanes, out: ARRAY, to, row_step, step, pixel_step, n):
+@linked(numbers=POINTER, out=ARRAY)
+def write(numbers, rows, cols, lanes, out, to, row_step, step, pixel_step, n):
     """Write the first n pixels of all rows of a tile, whose columns are `step` pixels apart, one by one."""
     for m in range(rows):
         for col in range(cols):
@@ -148,7 +148,7 @@ def make_depthwise_weight(lanes, row_lanes, every, planes, taps, cols):
                     for z in range(Z):
                         i, j = (n * G + channel) * y_channel + z * y_slice, copy + z * slice_
                         if taps == 1:
-                            for p in range(P):
+                            for _ in range(P):
                                 for q in range(0, Q, lanes):
                                     rows = tile_push(rows, y, i + q, Q - q)
                                     acc = tile_meet(acc, rows, scratch, j + q, plan, offsets + column)

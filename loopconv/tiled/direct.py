@@ -22,12 +22,9 @@ AHEAD = 2048
 
 @cache
 def make_write_runs(lanes):
-    @linked
+    @linked(scratch=ARRAY, out=ARRAY, bias=ARRAY, plan=TABLE)
     @named(lanes)
-    def write_runs(
-        scratch: ARRAY, sums, pitch, out: ARRAY, to, channel, bias: ARRAY, k0, k1, plan: TABLE, run, begin, end, step,
-        size,
-    ):  # fmt: skip
+    def write_runs(scratch, sums, pitch, out, to, channel, bias, k0, k1, plan, run, begin, end, step, size):
         """Write the results of channels k0 .. k1-1 at the positions begin .. end-1, run by run, without the gaps.
 
         Those of channel k0 are at scratch[sums + position], each phase `size` behind the one before; a run has those of

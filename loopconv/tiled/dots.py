@@ -6,7 +6,7 @@ from loopconv.tiled.simd import pointer, tile_dot, tile_load, tile_store, tile_z
 
 
 def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
-    """The kernel with a tile of `rows` channels of y x `cols` taps, each a vector of partial sums.
+    """The kernel with a tile of `rows` channels of y x up to `cols` taps, each a vector of partial sums.
 
     Where each channel of x serves one unit only, this makes its `own` padded copy, which stays in the second-level
     cache; else x may be such copies.
@@ -45,7 +45,7 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
                 else:
                     plane = pointer(x, ((n * G + g) * C + c) * channel)
                 for tap in range(0, taps, cols):
-                    t, total = tap_table + min(tap, taps - cols), tap // cols * size
+                    t, total = tap_table + max(0, min(tap, taps - cols)), tap // cols * size
                     if line == begin:
                         acc = tile_zeros(w, lanes, rows, cols)
                     else:
@@ -64,9 +64,9 @@ def make_dots(lanes, few_lanes, every, planes, rows, cols, own):
                     tile_store(acc, scratch, total, cols * lanes, lanes)
                 line = stop
             for tap in range(0, taps, cols):
-                numbers, t = pointer(scratch, tap // cols * size), min(tap, taps - cols)
+                numbers, t = pointer(scratch, tap // cols * size), max(0, min(tap, taps - cols))
                 for m in range(rows):
-                    for n in range(cols):
+                    for n in range(min(cols, taps)):
                         total = vector_sum(numbers, (m * cols + n) * lanes, lanes)
                         w[(((part * G + g) * K + k0 + m) * C + c) * taps + t + n] = total
         return 0

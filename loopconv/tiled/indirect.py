@@ -28,9 +28,9 @@ STEPS_AHEAD = 32
 
 @cache
 def make_write_pixels(lanes):
-    @linked
+    @linked(scratch=ARRAY, plan=TABLE, out=ARRAY, bias=ARRAY)
     @named(lanes)
-    def write_pixels(scratch: ARRAY, plan: TABLE, places, start, stop, out: ARRAY, to, channel, bias: ARRAY, m0, m1):
+    def write_pixels(scratch, plan, places, start, stop, out, to, channel, bias, m0, m1):
         """Write channels m0 .. m1-1 of the pixels start .. stop-1, which follow each other in the result.
 
         The sums of each pixel are in the scratch at one of the `places`, channel by channel; here they are turned. The

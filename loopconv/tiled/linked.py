@@ -16,7 +16,7 @@ from numba.np.numpy_support import as_dtype
 
 from loopconv.loops.compile import built, jit, source_hash
 
-# What the parameters of a linked function are annotated with; the others are integers.
+# What parameters of a linked function may be besides integers.
 ARRAY, POINTER, TABLE = "numbers", "pointer to a number", "integers"
 
 TABLES = types.Array(types.int64, 1, "C")
@@ -37,9 +37,9 @@ _adding = threading.RLock()
 class Link:
     """A function that kernels call by its name."""
 
-    def __init__(self, function):
+    def __init__(self, function, kinds):
         self.function, self.serial = function, jit(function, fastmath={"contract"})
-        self.kinds = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+        self.kinds = [kinds.get(name) for name in inspect.signature(function).parameters]
 
     def build(self, dtype):
         """Have it there for kernels of `dtype`, which may have been compiled by another process."""
@@ -62,25 +62,32 @@ def build_links(function, dtype):
             link.build(dtype)
 
 
-def linked(function):
-    """`function`, which returns an integer, for kernels and other linked functions to call by name."""
-    link = Link(function)
+def linked(**kinds):
+    """For a function that kernels and other linked functions call by name, and that returns an integer.
 
-    def call(typing, *given):
-        dtype = as_dtype(next(kind.dtype for kind, of in zip(given, link.kinds) if of in (ARRAY, POINTER)))
-        parameters = signature(dtype, *link.kinds)
+    `kinds` says which of its parameters are no integers, but one of the above.
+    """
 
-        def codegen(context, builder, signature, arguments):
-            kind = context.call_conv.get_function_type(types.int64, parameters)
-            callee = cgutils.get_or_insert_function(builder.module, kind, link.name(dtype))
-            return context.call_conv.call_function(builder, callee, types.int64, parameters, arguments)[1]
+    def link_up(function):
+        link = Link(function, kinds)
 
-        return types.int64(*parameters), codegen
+        def call(typing, *given):
+            dtype = as_dtype(next(kind.dtype for kind, of in zip(given, link.kinds) if of in (ARRAY, POINTER)))
+            parameters = signature(dtype, *link.kinds)
 
-    own = inspect.signature(function)
-    first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
-    call.__name__, call.__qualname__ = function.__name__, function.__qualname__
-    call = intrinsic(call)
-    call.link = link
-    return call
+            def codegen(context, builder, signature, arguments):
+                kind = context.call_conv.get_function_type(types.int64, parameters)
+                callee = cgutils.get_or_insert_function(builder.module, kind, link.name(dtype))
+                return context.call_conv.call_function(builder, callee, types.int64, parameters, arguments)[1]
+
+            return types.int64(*parameters), codegen
+
+        own = inspect.signature(function)
+        first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])
+        call.__name__, call.__qualname__ = function.__name__, function.__qualname__
+        by_name = intrinsic(call)
+        by_name.link = link
+        return by_name
+
+    return link_up

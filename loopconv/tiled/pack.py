@@ -149,9 +149,9 @@ def make_pack_channel(lanes, every, planes):
     """
     is_any = every == 0
 
-    @linked
+    @linked(x=ARRAY, buffer=ARRAY, plan=TABLE)
     @named(lanes, every, planes)
-    def pack_channel(x: ARRAY, buffer: ARRAY, plan: TABLE, table, channel, target):
+    def pack_channel(x, buffer, plan, table, channel, target):
         """Write all phase planes of one channel of `x` to buffer[target:], with zeros around.
 
         plan[table:] are (elements of a channel of x, pitch of a slice, of a row, origin, plane, number of entries), and
@@ -242,13 +242,14 @@ def _interleave_some(*arguments):
 
 @cache
 def make_interleave(every, lanes):
-    @linked
+    @linked(source=POINTER, target=POINTER)
     @named(every, lanes)
-    def interleave(source: POINTER, step, n, whole, target: POINTER, width, rows):
+    def interleave(source, step, n, whole, target, width, rows):
         """target[i*width + m] = source[m*step + i*every] for all i < n and m < rows; `every` elements follow i < whole.
 
-        Vectors of up to 16 rows are read whole, then written together: going from row to row for each number, rows that
-        are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element, 0.4 so).
+        Vectors of up to 16 rows are read whole, then written together: going from row to row for each number, rows
+        that are a multiple of 4 KiB apart drive each other out of the first-level cache (24 rows: 1.5 ns an element,
+        0.4 so).
         """
         m = 0
         while m < rows:

@@ -676,7 +676,8 @@ def depthwise_weight_plan(geometry, dtype):
     last = max(offset for *_, offset in columns) + (y_sizes[0] - 1) * slice_ + (P + taps - 2) * pitch
     reach = max(last + -(-Q // n) * n, layout.channel)
     numbers = _tables(
-        [p.N, p.G, *y_sizes, prod(p.k), _column_step(t), len(columns), slice_, pitch, *y_steps[:3], layout.channel, reach],
+        [p.N, p.G, *y_sizes, prod(p.k), _column_step(t), len(columns), slice_, pitch, *y_steps[:3], layout.channel,
+         reach],
         [offset for *_, offset in columns], [column[:2] for column in columns], _source_table(t),
     )  # fmt: skip
     kernel = compiled(make_depthwise_weight, n, row_lanes(layout.lengths[2], dtype), *_reading(t), taps, cols)
@@ -701,7 +702,7 @@ def dots_plan(geometry, dtype):
         pack, name = (stage._replace(arrays=("x", "buffer")),), "buffer"
     numbers = _tables(
         [p.N, p.G, p.K, p.C, *p.y, prod(p.k), parts, *_blocks(layout), p.G * p.K * p.y_step[0], *p.y_step[:3]],
-        layout.tap_offset, _source_table(t),
+        np.pad(layout.tap_offset, (0, max(0, cols - prod(p.k))), "edge"), _source_table(t),
     )  # fmt: skip
     call = Stage(
         compiled(make_dots, lanes(dtype), few_lanes(dtype), *_reading(t), rows, cols, own),

@@ -85,9 +85,9 @@ def make_transform_set(m, R, S, rows, are_whole):
     of_all, of_less, of_low, of_few = (kinds[r, s] for r in (R, fewer_r) for s in (S, fewer_s))
     of_last = make_transform_last(m, R, S, rows)
 
-    @linked
+    @linked(w=ARRAY, plan=TABLE, u=ARRAY)
     @named(m, R, S, rows, are_whole)
-    def transform_set(w: ARRAY, plan: TABLE, where, block, f, u: ARRAY, begin):
+    def transform_set(w, plan, where, block, f, u, begin):
         """Write set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
 
         Rows past the last are zeros. The table begins at plan[where], and after its first 7 numbers has for each set
@@ -141,9 +141,9 @@ def make_inputs(m, R, S, lanes):
     """The transform of a part's inputs: tiles of pixels lie side by side in the lanes."""
     _, pixels, down, across = sides(m, R, S)
 
-    @linked
+    @linked(buffer=ARRAY, plan=TABLE, v=ARRAY)
     @named(m, R, S, lanes)
-    def inputs(buffer: ARRAY, plan: TABLE, image, f, start, stop, v: ARRAY, begin):
+    def inputs(buffer, plan, image, f, start, stop, v, begin):
         """Write the T * C stencils of channels of the tiles start .. stop-1 to v[begin:] (side, side, T, C, tile)."""
         C, T, lines, tiles, channel, row = plan[2], plan[4], plan[5], plan[6], plan[7], plan[8]
         most, v_step, terms, line = plan[15], plan[17], plan[19] + f * T, plan[20] + f * lines * 4
@@ -166,9 +166,9 @@ def make_outputs(m, R, S, lanes):
     """The transform of a part's products into results."""
     high, wide, down, across = sides(m, R, S)
 
-    @linked
+    @linked(products=ARRAY, out=ARRAY, bias=ARRAY, plan=TABLE)
     @named(m, R, S, lanes)
-    def outputs(products: ARRAY, begin, out: ARRAY, bias: ARRAY, plan: TABLE, image, f, k0, k1, start, stop, room):
+    def outputs(products, begin, out, bias, plan, image, f, k0, k1, start, stop, room):
         """Write the channels k0 .. k1-1 of the tiles start .. stop-1, whose products are products[begin:] (side, side,
         channel, tile); `room` is where it may turn a tile. Whether some result is not finite.
         """
