@@ -79,16 +79,18 @@ def dtypes(*arrays):
 
     Integers widen to 64 bits as in `numpy.sum`. Where one is on a GPU, whose dtypes are names, (None, None).
     """
-    return _promoted(*[array.dtype for array in arrays if array is not None])
+    return promoted(*[array.dtype for array in arrays if array is not None])
 
 
 @lru_cache(maxsize=256)
-def _promoted(*given):
+def promoted(*given):
+    """`dtypes` of arrays of the dtypes given."""
     if any(isinstance(dtype, str) for dtype in given):
         return None, None
-    promoted = np.result_type(*given)
-    compute = np.dtype(COMPUTE[promoted.char])
-    return (compute if promoted.kind in "biu" else promoted.newbyteorder("=")), compute
+    whole = np.result_type(*given)
+    compute = np.dtype(COMPUTE[whole.char])
+    result = compute if whole.kind in "biu" else whole.newbyteorder("=")
+    return (compute if result == compute else result), compute
 
 
 def check_out(out, shape, dtype, **inputs):

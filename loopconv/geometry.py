@@ -252,23 +252,24 @@ def _kept(make):
     kept = lru_cache(maxsize=1024)(make)
 
     @wraps(make)
-    def geometry(*shapes, **settings):
-        return (kept if _are_told_apart(settings.values()) else make)(*shapes, **settings)
+    def geometry(*given, **named):
+        is_known = are_told_apart(given[2:]) and (not named or are_told_apart(named.values()))
+        return (kept if is_known else make)(*given, **named)
 
     return geometry
 
 
-def _are_told_apart(settings):
+def are_told_apart(settings):
     """Whether settings that are equal are the same: 1.0 and True are 1."""
     for setting in settings:
         kind = type(setting)
-        if not (kind is int or kind is str or setting is None or (kind is tuple and _are_told_apart(setting))):
+        if not (kind is int or kind is str or setting is None or (kind is tuple and are_told_apart(setting))):
             return False
     return True
 
 
 @_kept
-def conv(x_shape, w_shape, *, stride=1, padding=0, dilation=1, groups=1, x_name="x", w_name="w") -> Geometry:
+def conv(x_shape, w_shape, stride=1, padding=0, dilation=1, groups=1, *, x_name="x", w_name="w") -> Geometry:
     """Geometry of a convolution of `x_shape` with `w_shape`, or the error that says why there is none.
 
     ``o = (n + lo + hi - e) // s + 1`` with ``e = d*(k-1) + 1``.
@@ -314,7 +315,7 @@ def _conv(x_shape, w_shape, stride, padding, dilation, groups, x_name, w_name):
 
 @_kept
 def conv_transpose(
-    x_shape, w_shape, *, stride=1, padding=0, output_padding=0, output_size=None, dilation=1, groups=1,
+    x_shape, w_shape, stride=1, padding=0, output_padding=0, output_size=None, dilation=1, groups=1, *,
     x_name="x", w_name="w", size_name="output_size",
 ) -> Geometry:  # fmt: skip
     """Geometry whose adjoint is the transposed convolution of `x_shape` with `w_shape`.

@@ -10,17 +10,17 @@ contraction that is run is the one that gives the third.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from loopconv import arrays, geometry, registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
 
@@ -36,46 +36,89 @@ class Gradients(NamedTuple):
     bias: np.ndarray
 
 
-# Which array of the trilinear form each public argument is. The transpose runs the form backwards.
-_CONV = {"x": "x", "w": "w", "grad": "y"}
-_TRANSPOSE = {"x": "y", "w": "w", "grad": "x"}
-_CONTRACTION_FOR = {"y": "forward", "x": "adjoint", "w": "weight"}
+class _Form(NamedTuple):
+    """A call: its contraction, the names of its two arrays, and which arrays of the form these and the result are."""
+
+    contraction: str
+    names: tuple[str, str]
+    roles: tuple[str, str]
+    result: str
 
 
-def _contract(g, roles, given, *, batched, bias=None, out=None, backend=None, algorithm=None, precision=None):
-    """The array of `g` that is not among `given` (public name to ndarray), as the user sees it.
+_FORWARD, _ADJOINT = ("forward", ("x", "w"), "y"), ("adjoint", ("y", "w"), "x")
+_WEIGHT, _SWAPPED = ("weight", ("y", "x"), "w"), ("weight", ("x", "y"), "w")
+# The transpose runs the form backwards.
+_CONV, _CONV_INPUT_GRAD, _CONV_WEIGHT_GRAD, _TRANSPOSE, _TRANSPOSE_INPUT_GRAD, _TRANSPOSE_WEIGHT_GRAD = (
+    _Form(contraction, names, roles, result)
+    for (contraction, roles, result), names in (
+        (_FORWARD, ("x", "w")), (_ADJOINT, ("grad", "w")), (_WEIGHT, ("grad", "x")),
+        (_ADJOINT, ("x", "w")), (_FORWARD, ("grad", "w")), (_SWAPPED, ("grad", "x")),
+    )
+)  # fmt: skip
+
+
+class _Call(NamedTuple):
+    """A call of which all but the arrays is settled.
+
+    `whole` is the shape that kernels see, `dtype` None where the arrays are on a GPU, and `run` None where another
+    backend may be chosen at the next call.
+    """
+
+    whole: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    compute: Any
+    run: Callable[..., None] | None
+
+
+def _contract(form, g, given, batched, bias=None, out=None, backend=None, algorithm=None, precision=None):
+    """The array of `g` that is not among the two `given`, as the user sees it.
 
     Where a gradient is given, the other factor is conjugated: that of a complex product a*b with
     respect to a is ``grad * conj(b)``.
     """
-    role = roles["grad" if "grad" not in given else "x" if "w" in given else "w"]
-    whole = g.shapes[role]
-    shape = whole if batched or role == "w" else whole[1:]
-    dtype, compute = arrays.dtypes(*given.values(), bias)
+    first, second = given
+    is_plain = backend is None and algorithm is None and precision is None
+    is_known = is_plain or geometry.are_told_apart((backend, algorithm, precision))
+    whole, shape, dtype, compute, run = (_settled if is_known else _settled.__wrapped__)(
+        form, g, batched, backend, algorithm, precision, first.dtype, second.dtype, None if bias is None else bias.dtype
+    )
     if dtype is None:
-        return _gpu_door().contract(
-            _CONTRACTION_FOR[role], g, roles, role, shape, given, bias, out, backend, algorithm, precision
-        )
+        return _gpu_door().contract(form, g, shape, given, bias, out, backend, algorithm, precision)
     if out is not None:
-        arrays.check_out(out, shape, dtype, **given, bias=bias)
-    run = registry.select(_CONTRACTION_FOR[role], backend, g, compute, algorithm, precision)
-
-    if compute.kind == "c" and "grad" in given:
-        given = {name: array if name == "grad" else array.conj() for name, array in given.items()}
+        arrays.check_out(out, shape, dtype, **dict(zip(form.names, given)), bias=bias)
+    if form.names[0] == "grad" and compute.kind == "c":
+        second = second.conj()
     in_place = out is not None and arrays.is_plain(out, compute)
-    operands = {role: out.reshape(whole) if in_place else np.empty(whole, compute)}
-    for name, array in given.items():
-        of = roles[name]
-        operands[of] = arrays.plain(array, g.shapes[of], compute)
+    result = out.reshape(whole) if in_place else np.empty(whole, compute)
+    shapes, (one, other) = g.shapes, form.roles
+    operands = {form.result: result, one: arrays.plain(first, shapes[one], compute)}
+    operands[other] = arrays.plain(second, shapes[other], compute)
     if bias is not None:
         operands["bias"] = arrays.plain(bias, bias.shape, compute)
-    run(g, **operands)
-    result = operands[role] if shape is whole else operands[role].reshape(shape)
+    if run is None:
+        registry.select(form.contraction, backend, g, compute, algorithm, precision)(g, **operands)
+    else:
+        run(**operands)
+    if shape is not whole:
+        result = result.reshape(shape)
     if out is None:
-        return result if dtype == compute else result.astype(dtype)
+        return result if dtype is compute else result.astype(dtype, copy=False)
     if not in_place:
         out[...] = result
     return out
+
+
+@registry.kept
+def _settled(form, g, batched, backend, algorithm, precision, *dtypes):
+    """The _Call for arrays of these dtypes."""
+    whole = g.shapes[form.result]
+    shape = whole if batched or form.result == "w" else whole[1:]
+    dtype, compute = arrays.promoted(*(given for given in dtypes if given is not None))
+    run = None
+    if dtype is not None:
+        run = registry.settle(form.contraction, backend, g, compute, algorithm, precision)
+    return _Call(whole, shape, dtype, compute, run)
 
 
 @cache
@@ -94,7 +137,7 @@ def _check_grad(grad, expected, batched):
 
 
 def _check_bias(bias, channels):
-    if bias is not None and bias.shape != (channels,):
+    if bias.shape != (channels,):
         raise ValueError(f"bias must have shape ({channels},), one value per output channel, got shape {bias.shape}")
 
 
@@ -173,19 +216,10 @@ def conv(
             [57, 67]]])
     """
     x, w, bias = arrays.accept(x=x, w=w, bias=bias)
-    g = geometry.conv(x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    _check_bias(bias, g.k)
-    return _contract(
-        g,
-        _CONV,
-        {"x": x, "w": w},
-        batched=_is_batched(x.shape, w.shape),
-        bias=bias,
-        out=out,
-        backend=backend,
-        algorithm=algorithm,
-        precision=precision,
-    )
+    g = geometry.conv(x.shape, w.shape, stride, padding, dilation, groups)
+    if bias is not None:
+        _check_bias(bias, g.k)
+    return _contract(_CONV, g, (x, w), x.ndim == w.ndim, bias, out, backend, algorithm, precision)
 
 
 def conv_input_grad(
@@ -233,15 +267,10 @@ def conv_input_grad(
     """
     grad, w = arrays.accept(grad=grad, w=w)
     input_shape = geometry.shape_tuple("input_shape", input_shape)
-    g = geometry.conv(
-        input_shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups, x_name="input_shape"
-    )
+    g = geometry.conv(input_shape, w.shape, stride, padding, dilation, groups, x_name="input_shape")
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(
-        g, _CONV, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm,
-        precision=precision,
-    )  # fmt: skip
+    return _contract(_CONV_INPUT_GRAD, g, (grad, w), batched, None, out, backend, algorithm, precision)
 
 
 def conv_weight_grad(
@@ -288,15 +317,10 @@ def conv_weight_grad(
     """
     grad, x = arrays.accept(grad=grad, x=x)
     weight_shape = geometry.shape_tuple("weight_shape", weight_shape)
-    g = geometry.conv(
-        x.shape, weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, w_name="weight_shape"
-    )
+    g = geometry.conv(x.shape, weight_shape, stride, padding, dilation, groups, w_name="weight_shape")
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.y_shape, batched)
-    return _contract(
-        g, _CONV, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm,
-        precision=precision,
-    )  # fmt: skip
+    return _contract(_CONV_WEIGHT_GRAD, g, (grad, x), batched, None, out, backend, algorithm, precision)
 
 
 def conv_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:
@@ -447,22 +471,10 @@ def conv_transpose(
             [ 4, 12,  9]]])
     """
     x, w, bias = arrays.accept(x=x, w=w, bias=bias)
-    g = geometry.conv_transpose(
-        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, output_size=output_size,
-        dilation=dilation, groups=groups,
-    )  # fmt: skip
-    _check_bias(bias, g.c)
-    return _contract(
-        g,
-        _TRANSPOSE,
-        {"x": x, "w": w},
-        batched=_is_batched(x.shape, w.shape),
-        bias=bias,
-        out=out,
-        backend=backend,
-        algorithm=algorithm,
-        precision=precision,
-    )
+    g = geometry.conv_transpose(x.shape, w.shape, stride, padding, output_padding, output_size, dilation, groups)
+    if bias is not None:
+        _check_bias(bias, g.c)
+    return _contract(_TRANSPOSE, g, (x, w), x.ndim == w.ndim, bias, out, backend, algorithm, precision)
 
 
 def conv_transpose_input_grad(
@@ -515,10 +527,7 @@ def conv_transpose_input_grad(
     )  # fmt: skip
     batched = _is_batched(input_shape, w.shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(
-        g, _TRANSPOSE, {"grad": grad, "w": w}, batched=batched, out=out, backend=backend, algorithm=algorithm,
-        precision=precision,
-    )  # fmt: skip
+    return _contract(_TRANSPOSE_INPUT_GRAD, g, (grad, w), batched, None, out, backend, algorithm, precision)
 
 
 def conv_transpose_weight_grad(
@@ -575,10 +584,7 @@ def conv_transpose_weight_grad(
     )  # fmt: skip
     batched = _is_batched(x.shape, weight_shape)
     _check_grad(grad, g.x_shape, batched)
-    return _contract(
-        g, _TRANSPOSE, {"grad": grad, "x": x}, batched=batched, out=out, backend=backend, algorithm=algorithm,
-        precision=precision,
-    )  # fmt: skip
+    return _contract(_TRANSPOSE_WEIGHT_GRAD, g, (grad, x), batched, None, out, backend, algorithm, precision)
 
 
 def conv_transpose_bias_grad(grad: ArrayLike, *, batched: bool = True) -> np.ndarray:

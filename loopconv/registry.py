@@ -56,6 +56,9 @@ class Implementation:
         `algorithm` of `run`.
     precisions : callable
         ``precisions(geometry, dtype)``: the same for ``precision=``.
+    settle : callable, optional
+        ``settle(geometry, dtype, **keywords)`` returns `run` without its geometry and keywords, to be kept. For rows
+        whose `missing`, `unsupported` and `worthwhile` say the same at each call.
     """
 
     contraction: str
@@ -66,11 +69,25 @@ class Implementation:
     worthwhile: Callable[[Geometry], bool] = _always
     algorithms: Callable[[Geometry], tuple[str, ...]] = _none
     precisions: Callable[[Geometry, Any], tuple[str, ...]] = _none
+    settle: Callable[..., Callable[..., None]] | None = None
 
 
 # In the order of preference: backend=None takes the first that can and is worthwhile.
 _table: list[Implementation] = []
 _loaded: dict[tuple[str, str], Callable[..., None]] = {}
+_choices: list[Any] = []
+
+
+def kept(choice):
+    """`choice`, whose results are kept until the table changes."""
+    _choices.append(lru_cache(maxsize=256)(choice))
+    return _choices[-1]
+
+
+def forget() -> None:
+    """Drop what is kept of choices between the rows."""
+    for choice in _choices:
+        choice.cache_clear()
 
 
 def register(implementation: Implementation, *, first: bool = False) -> None:
@@ -88,7 +105,7 @@ def register(implementation: Implementation, *, first: bool = False) -> None:
         raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {implementation.contraction!r}")
     name = implementation.contraction, implementation.backend
     _loaded.pop(name, None)
-    on_gpu.cache_clear()
+    forget()
     _table[:] = [row for row in _table if (row.contraction, row.backend) != name]
     _table.insert(0 if first else len(_table), implementation)
 
@@ -113,20 +130,34 @@ def select(
     contraction: str, backend: str | None, geometry: Geometry, dtype, algorithm: str | None = None, precision=None
 ) -> Callable[..., None]:
     """The function that runs `contraction`: the preferred one, or that of `backend` or `algorithm`, or a ValueError."""
-    row = _named(contraction, backend, geometry, dtype) if backend is not None else None
-    if row is None:
-        for row in _table:
-            takes = row.contraction == contraction and row.worthwhile(geometry) and not row.unsupported(geometry, dtype)
-            if takes and not row.missing() and (algorithm is None or row.algorithms(geometry)):
-                break
-        else:
-            raise ValueError(_why_none(contraction, geometry, dtype, algorithm))
+    row = _row(contraction, backend, geometry, dtype, algorithm)
     if algorithm is None and precision is None:
         return loaded(row)
     return partial(loaded(row), **_wanted(row, geometry, dtype, algorithm, precision))
 
 
-@lru_cache(maxsize=1024)
+def settle(contraction, backend, geometry, dtype, algorithm, precision) -> Callable[..., None] | None:
+    """``run(x, w, y, bias=None)`` for all such calls, where the same row is chosen for each: one that says so, and is
+    asked for, or first.
+    """
+    row = _row(contraction, backend, geometry, dtype, algorithm)
+    if row.settle is None or (backend is None and row is not next(r for r in _table if r.contraction == contraction)):
+        return None
+    return row.settle(geometry, dtype, **_wanted(row, geometry, dtype, algorithm, precision))
+
+
+def _row(contraction, backend, geometry, dtype, algorithm):
+    """The row of `backend`, or the first that takes the call; or a ValueError."""
+    if backend is not None:
+        return _named(contraction, backend, geometry, dtype)
+    for row in _table:
+        takes = row.contraction == contraction and row.worthwhile(geometry) and not row.unsupported(geometry, dtype)
+        if takes and not row.missing() and (algorithm is None or row.algorithms(geometry)):
+            return row
+    raise ValueError(_why_none(contraction, geometry, dtype, algorithm))
+
+
+@kept
 def on_gpu(contraction, geometry, dtype, algorithm, precision):
     """`select` for arrays that are on a GPU, so that there is one for good: kept, as it took 1 to 2 of 20 us."""
     return select(contraction, "cuda", geometry, dtype, algorithm, precision)
@@ -294,6 +325,10 @@ def _load_tiled(contraction):
     return getattr(import_module("loopconv.tiled.driver"), contraction)
 
 
+def _settle_tiled(contraction, geometry, dtype, algorithm=None):
+    return import_module("loopconv.tiled.driver").settle(contraction, geometry, dtype, algorithm)
+
+
 def _tiled_algorithms(contraction, geometry):
     return import_module("loopconv.tiled.driver").algorithms(contraction, geometry)
 
@@ -307,6 +342,7 @@ for _contraction in CONTRACTIONS:  # all before the other rows, which `select` t
         Implementation(
             _contraction, "tiled", partial(_load_tiled, _contraction), _missing_numba,
             partial(_tiled_unsupported, _contraction), _always, partial(_tiled_algorithms, _contraction),
+            settle=partial(_settle_tiled, _contraction),
         )
     )  # fmt: skip
 for _contraction in CONTRACTIONS:

@@ -19,6 +19,9 @@ def table(monkeypatch):
     """A copy of the table for each test to change."""
     monkeypatch.setattr(registry, "_table", list(registry._table))
     monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+    registry.forget()
+    yield
+    registry.forget()
 
 
 def fake(name, contraction="forward", loads=None, **rules):

@@ -84,6 +84,7 @@ def both(shapes, middle=MIDDLE):
 
 def forget():
     """Drop every plan that is remembered."""
+    registry.forget()
     for module in (driver, plans):
         for value in vars(module).values():
             if hasattr(value, "cache_clear") and value.__module__ == module.__name__:

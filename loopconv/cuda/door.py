@@ -6,20 +6,17 @@ from loopconv import geometry, registry
 from loopconv.cuda.foreign import DeviceArray, recognised
 
 
-def contract(contraction, g, roles, role, shape, given, bias, out, backend, algorithm, precision):
-    """What `ops._contract` does, for arrays of a GPU: the array of `role`, as the user sees it."""
-    everything = given if bias is None else {**given, "bias": bias}
+def contract(form, g, shape, given, bias, out, backend, algorithm, precision):
+    """What `ops._contract` does, for arrays of a GPU: the result, as the user sees it."""
+    everything = dict(zip((*form.names, "bias"), given if bias is None else (*given, bias)))
     like = together(everything)
     if backend not in (None, "cuda"):
         raise ValueError(
             f"backend must be None or 'cuda' for arrays of a GPU, got {backend!r}; copy them to the host for others"
         )
-    run = registry.on_gpu(contraction, g, like.dtype, algorithm, precision)
+    run = registry.on_gpu(form.contraction, g, like.dtype, algorithm, precision)
     result = like.library.make(like, shape) if out is None else writable(out, shape, everything)
-    operands = {role: result}
-    for name, array in everything.items():
-        operands[roles.get(name, name)] = array
-    run(g, **operands)
+    run(g, **{form.result: result}, **dict(zip((*form.roles, "bias"), everything.values())))
     return like.library.give(result) if out is None else out
 
 

@@ -1,7 +1,7 @@
 """The three contractions by tiled kernels: which algorithm, and then the stages of its plan."""
 
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import prod
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from loopconv import threads
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
-from loopconv.tiled.launch import launch
+from loopconv.tiled.launch import SmallCall, launch
 from loopconv.tiled.layout import problem, stencil_taps
 from loopconv.tiled.plans import (
     depthwise_plan,
@@ -79,6 +79,39 @@ def weight(geometry, x, w, y, algorithm=None):
     arrays = {"x": x.ravel(), "y": y.ravel(), "w": w.ravel()}
     if not run(plan.call, arrays, plan.rooms, own(), plan.work):
         weight(geometry, x, w, y, "dots")
+
+
+def settle(contraction, geometry, dtype, algorithm=None):
+    """``run(x, w, y, bias=None)`` for all calls of this geometry; small ones take the short way."""
+    general = partial(
+        {"forward": forward, "adjoint": adjoint, "weight": weight}[contraction], geometry, algorithm=algorithm
+    )
+    if not is_small(geometry):
+        return general
+    if contraction == "weight":
+        plan = weight_plan(geometry, dtype, algorithm)
+        stages = SmallCall(plan.call, plan.rooms, dtype)
+
+        def run(x, w, y):
+            if not stages.run({"x": x.ravel(), "y": y.ravel(), "w": w.ravel()}, own()):
+                general(x, w, y)
+
+        return run
+    plan, is_forward = sum_plan(contraction, geometry, dtype, algorithm), contraction == "forward"
+    stages = SmallCall(plan.prepare + plan.call, plan.kept | plan.rooms, dtype)
+    nothing = zeros(geometry.k if is_forward else geometry.c, dtype)
+
+    def run_sum(x, w, y, bias=nothing):
+        source, out = (x, y) if is_forward else (y, x)
+        if not stages.run({"source": source.ravel(), "w": w.ravel(), "out": out.ravel(), "bias": bias}, own()):
+            general(x, w, y, bias)
+
+    return run_sum
+
+
+def is_small(geometry):
+    """Whether a call is one thread's alone, and its batch one slab."""
+    return geometry.macs > 0 and work(geometry) < threads.SHARED_MACS
 
 
 def _sum(contraction, geometry, source, w, out, bias, algorithm):

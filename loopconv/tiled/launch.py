@@ -6,6 +6,7 @@ leaves there is there at its next. They return a number, 0 if there is nothing t
 """
 
 from functools import cache
+from operator import itemgetter
 
 from numba import types
 
@@ -26,6 +27,8 @@ class Kernel:
 
     def build(self, arrays, dtype):
         """The build for so many arrays, of which a kernel always takes as many, of `dtype`."""
+        if build := self.builds.get(dtype):
+            return build
         build_links(self.function, dtype)
         array, *others = signature(dtype, ARRAY, TABLE, None, None)
         self.builds[dtype] = built(self.serial, (types.UniTuple(array, arrays), array, *others))
@@ -36,6 +39,38 @@ class Kernel:
 def compiled(make, *sizes):
     """The kernel that `make(*sizes)` writes."""
     return Kernel(named(*sizes)(make(*sizes)))
+
+
+class SmallCall:
+    """Stages that one thread does, with all but the arrays at hand: for small calls, of which `launch` is a third."""
+
+    def __init__(self, stages, rooms, dtype):
+        self.rooms = [(name, size, dtype) for name, size in rooms.items()]
+        self.stages = [
+            (
+                kernel.build(len(names), dtype).run,
+                itemgetter(*names) if len(names) > 1 else lambda arrays, name=names[0]: (arrays[name],),
+                numbers,
+                units,
+                ("scratch", size, dtype),
+            )
+            for kernel, names, numbers, units, size in stages
+        ]
+
+    def run(self, arrays, workspace):
+        """Run them on arrays of these names; False if some say something."""
+        kept = workspace.kept
+        for room in self.rooms:
+            array = kept.get(room)
+            arrays[room[0]] = workspace.room(*room) if array is None else array
+        for kernel, operands, numbers, units, room in self.stages:
+            scratch = kept.get(room)
+            if scratch is None:
+                scratch = workspace.room(*room)
+            scratch[0] = 0
+            if kernel(operands(arrays), scratch, numbers, 0, units):
+                return False
+        return True
 
 
 def launch(stage, arrays, workspace, workers=1):

@@ -3,7 +3,8 @@
 import numpy as np
 
 from loopconv.loops import driver as textbook
-from loopconv.tiled.driver import preferred, run, run_images, sum_as_written, sum_plan, zeros
+from loopconv.tiled.driver import is_small, preferred, run, run_images, sum_as_written, sum_plan, zeros
+from loopconv.tiled.launch import SmallCall
 from loopconv.tiled.workspace import Workspace, aligned
 
 
@@ -15,6 +16,7 @@ class Prepared:
         channels = geometry.k if contraction == "forward" else geometry.c
         self.bias = zeros(channels, w.dtype) if bias is None else bias
         self.algorithm, self.direct, self.idle, self.kept = algorithm or "direct", None, [], {}
+        self.small = None
         if geometry.macs:
             self._prepare(algorithm or preferred(contraction, geometry, w.dtype, is_planned=True))
 
@@ -26,6 +28,8 @@ class Prepared:
         self.kept = {"w": w.reshape(-1), "bias": self.bias}
         self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
         self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0], self.plan.work)
+        if is_small(self.geometry):
+            self.small = SmallCall(self.plan.call, self.plan.rooms, w.dtype)
 
     def run(self, source, out):
         """out = the contraction of source."""
@@ -46,6 +50,8 @@ class Prepared:
             workspace = Workspace(kept_bytes=None)
         try:
             arrays = {**self.kept, "source": source.reshape(-1), "out": out.reshape(-1)}
+            if self.small:
+                return self.small.run(arrays, workspace)
             return run_images(self.plan, arrays, self.geometry.batch, workspace)
         finally:
             self.idle.append(workspace)
