@@ -17,7 +17,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, partial
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ FEW = {
     "direct_tile": (*MIDDLE, "paneled"),
     "indirect_tile": INDIRECT[-1],
     "winograd_tile": MIDDLE,
-    "outer_tile": lambda *_: (0, *MIDDLE, "forward"),
+    "outer_tile": lambda *_: (0, *MIDDLE, "forward", False),
     # not larger than the numbers of channels and taps
     "dots_tile": lambda K, C, taps, *_: (0, 3, 3) if min(K, taps) >= 3 else (0, 1, 1),
     "depthwise_tile": depthwise_tile(2, 1),
@@ -159,6 +159,8 @@ def ways(contraction, g):
             yield "indirect, cut", algorithm, {"indirect_layout": whole_cut}
         else:
             yield algorithm, algorithm, {}
+        if algorithm == "outer" and isfinite(tiles.cut_outer_tile(problem(g), FLOAT32)[0]):
+            yield "outer, cut", algorithm, {"outer_tile": (*MIDDLE, "forward", True)}
 
 
 def merged(t):
@@ -549,8 +551,8 @@ def test_depthwise_channels_one_by_one_or_several_before_their_sums(room, force)
 # -------------------------------------------------------------------- every tile shape: weight gradients
 
 
-def outer_tile(rows, cols, contraction):
-    return lambda p, dtype: (0, rows, cols, contraction if max(p.stride) == 1 else "forward")
+def outer_tile(rows, cols, contraction, is_cut=False):
+    return lambda p, dtype: (0, rows, cols, contraction if max(p.stride) == 1 else "forward", is_cut)
 
 
 @both((*SHAPES, (1, 1)))
@@ -575,6 +577,36 @@ def test_outer_tile_at_its_edges(tile, dtype, force):
             geometry.conv((3, c, 4, 5), (k, c, 3, 2), padding=1),
         ):
             check("weight", g, dtype, "outer", contraction)
+
+
+@both((*tiles.OUTER_TILES[32], (1, 1)))
+def test_outer_products_cut_at_the_padding(tile, dtype, force):
+    """Rows of a tile are channels of one tap, summed over the pixels that see x by it, of which there may be none."""
+    rows, cols = tile
+    force(outer_tile=outer_tile(rows, cols, "forward", True))
+    for c, k in itertools.product(around(rows, 2 * rows), (1, cols * tiles.lanes(dtype) + 1)):
+        check("weight", geometry.conv((1, c, 5, 7), (k, c, 2, 3), padding=(1, 2)), dtype, "outer")
+    for g in (
+        geometry.conv((2, rows + 1, 9, 11), (3, rows + 1, 3, 3), padding=4, dilation=(3, 4), stride=(2, 1)),
+        geometry.conv((1, 6, 5, 4), (8, 3, 4, 4), groups=2, padding=((3, 0), (1, 5))),
+        geometry.conv((2, rows, 6, 19), (5, rows, 3, 2), padding=(3, -2)),
+        geometry.conv((1, 3, 2, 3, 5), (4, 3, 2, 3, 2), stride=(1, 2, 1), padding=2),
+        geometry.conv((1, 2, 2, 1031), (4, 2, 1, 5), padding=(0, 9)),  # more pixels of a row than one piece
+        geometry.conv((3, 4, 4, 5), (9, 4, 3, 2), padding=1),  # small images side by side
+        geometry.conv((1, 2, 9), (3, 2, 3), padding=20, dilation=9),  # taps that see nothing
+    ):
+        check("weight", g, dtype, "outer")
+
+
+def test_which_outer_products_are_cut():
+    def is_cut(g):
+        return tiles.outer_tile(problem(g), FLOAT32)[-1]
+
+    assert is_cut(geometry.conv((1, 512, 28, 28), (256, 512, 3, 3), padding=12, dilation=12))
+    assert not is_cut(geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1))  # hardly anything is saved
+    assert not is_cut(geometry.conv((1, 64, 28, 28), (64, 64, 3, 3)))
+    # results that see nothing but padding: a gradient that is not finite would not be noticed there
+    assert not is_cut(geometry.conv((1, 64, 8, 8), (64, 64, 3, 3), padding=12, dilation=2))
 
 
 @pytest.mark.parametrize("contraction", ["forward", "adjoint"])

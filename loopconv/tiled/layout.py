@@ -359,6 +359,15 @@ def _whole(first, pixels, taps, stride):
     return first, max((pixels - 1) * stride + 1, 0), [(shift * stride + phase, r, 0) for shift, r, phase in taps]
 
 
+def zones_of_taps(p):
+    """For each tap the results on three axes that see a source pixel by it, (first, past the last) of each axis."""
+    axes = [
+        [(min(max(0, -((r * d - lo) // s)), o), min(o, max(0, (n - 1 + lo - r * d) // s + 1))) for r in range(k)]
+        for n, o, k, s, d, lo in zip(p.x, p.y, p.k, p.stride, p.dilation, p.pad)
+    ]
+    return [tuple(end for zone in tap for end in zone) for tap in product(*axes)]
+
+
 def tap_number(p, at):
     """The number in the kernel of the tap at three coordinates."""
     return (at[0] * p.k[1] + at[1]) * p.k[2] + at[2]

@@ -26,6 +26,7 @@ from loopconv.tiled.layout import (
     problem,
     stencil_layout,
     stencil_taps,
+    zones_of_taps,
 )
 from loopconv.tiled.simd import MOST_TAPS, sides
 from loopconv.tiled.tiles import (
@@ -563,30 +564,36 @@ def _pack_merged_weights(t, rows):
 
 def outer_plan(geometry, dtype):
     """The weight gradient by outer products of channels."""
-    _, rows, cols, contraction = outer_tile(problem(geometry), dtype)
+    _, rows, cols, contraction, is_cut = outer_tile(problem(geometry), dtype)
     t, n = task(geometry, contraction, dtype), lanes(dtype)
     p, layout, (_, sizes, steps), width, taps = t.p, t.layout, t.result, cols * n, len(t.layout.tap_offset)
     in_place = is_in_place(layout, t.source.sizes, t.source.steps)
     # without gaps the pixels of a slice, or of an image, are one long row
     Z, P, Q = sizes
-    if layout.pitches[1:] == sizes[1:]:
+    if layout.pitches[1:] == sizes[1:] and not is_cut:
         Z, P, Q = (1, 1, prod(sizes)) if steps[1] == P * Q else (Z, 1, P * Q)
     pixels = max(1, PIXELS_BYTES // (width * dtype.itemsize))
     piece = even(Q, pixels)
     chunk = max(1, pixels // piece)
-    blocks, b_blocks = -(-t.C * taps // rows), -(-t.M // width)
+    channels = np.arange(t.C)[:, None]
+    a_rows, w_rows = channels * layout.channel + layout.tap_offset, channels * t.w_steps[2] + layout.tap_weight
+    if is_cut:
+        counts, (a_rows, w_rows) = _rows_of_a_tap(rows, a_rows, w_rows)
+        zones = [tap for _ in range(0, t.C, rows) for tap in zones_of_taps(p)]
+    else:
+        counts, zones = [min(rows, t.C * taps - i) for i in range(0, t.C * taps, rows)], (0, Z, 0, P, 0, Q)
+    blocks, b_blocks = len(counts), -(-t.M // width)
+    zones = np.broadcast_to(np.array(zones, np.int64), (blocks, 6))
     group = even(blocks, TOTALS_BYTES // (rows * width * dtype.itemsize))
     units = p.G * b_blocks * -(-blocks // group)
     parts = _parts(units, p.N * Z * P * -(-Q // piece), geometry.macs)
-    channels, padding = np.arange(t.C)[:, None], (0, blocks * rows - t.C * taps)
-    a_rows = (channels * layout.channel + layout.tap_offset).reshape(-1)
-    w_rows = (channels * t.w_steps[2] + layout.tap_weight).reshape(-1)
-    a_group = t.C * layout.channel
+    padding, a_group = (0, blocks * rows - a_rows.size), t.C * layout.channel
     numbers = _tables(
-        [p.N, t.C * taps, t.M, Z, P, Q, chunk, piece, parts, group, prod(geometry.w_shape), *t.w_steps[:2],
+        [p.N, blocks, t.M, Z, P, Q, chunk, piece, parts, group, prod(geometry.w_shape), *t.w_steps[:2],
          p.G * a_group, a_group, layout.pitches[1] * layout.pitches[2], layout.pitches[2],
          p.G * t.M * steps[0], t.M * steps[0], *steps[:2]],
-        np.pad(a_rows, padding), np.pad(w_rows, padding),
+        np.pad(a_rows.reshape(-1), padding), np.pad(w_rows.reshape(-1), padding),
+        np.column_stack([counts, zones]),
     )  # fmt: skip
     pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
     names = ("y", "x") if t.adjoint else ("x", "y")
@@ -597,9 +604,22 @@ def outer_plan(geometry, dtype):
     )  # fmt: skip
     call = (call,) if in_place else (pack._replace(arrays=(names[0], "buffer")), call)
     plan = _summed(Plan((), call, {}, rooms), geometry, parts)
-    # the adjoint multiplies zeros around y
-    tests = () if in_place or not t.adjoint else (_test_finite(geometry, dtype),)
+    # the adjoint multiplies zeros around y, and a cut sum leaves out zeros around x
+    tests = (_test_finite(geometry, dtype),) if is_cut or (t.adjoint and not in_place) else ()
     return plan._replace(call=(*plan.call, *tests))
+
+
+def _rows_of_a_tap(rows, *tables):
+    """(rows that there are in each block, tables (channel, tap) in this order): each block has channels of one tap.
+
+    Of some channels all taps follow each other, as their results lie between each other. The last channels are filled
+    up with the first.
+    """
+    C, taps = tables[0].shape
+    channels = np.arange(-(-C // rows) * rows).reshape(-1, rows)
+    counts = np.repeat(np.minimum(rows, C - channels[:, 0]), taps)
+    ordered = [table[np.where(channels < C, channels, 0)].transpose(0, 2, 1) for table in tables]
+    return counts, ordered
 
 
 class ProductLines(NamedTuple):

@@ -1,12 +1,20 @@
 """Every tile and block size, per instruction set and dtype; nothing else decides one."""
 
 from functools import cache, partial
-from math import prod
+from math import ceil, prod
 
 import llvmlite.binding as llvm
 import numpy as np
 
-from loopconv.tiled.layout import adjoint_layout, cut_layouts, fan, forward_layout, is_in_place, merged_layout
+from loopconv.tiled.layout import (
+    adjoint_layout,
+    cut_layouts,
+    fan,
+    forward_layout,
+    is_in_place,
+    merged_layout,
+    zones_of_taps,
+)
 from loopconv.tiled.panels import copies_of_a_part, rows_of_phase
 from loopconv.tiled.simd import sides
 
@@ -418,9 +426,10 @@ def _product_cost(MA, MB, dtype, step, tile):
 
 
 def outer_tile(p, dtype):
-    """(cost of the whole weight gradient, rows, cols, contraction) for the kernel of outer products.
+    """(cost of the whole weight gradient, rows, cols, contraction, is_cut) for the kernel of outer products.
 
-    Its A and B are those of the forward sum, or of an adjoint of stride 1: then channels of x are in vectors.
+    Its A and B are those of the forward sum, or of an adjoint of stride 1: then channels of x are in vectors. Where a
+    forward sum is cut, the rows of a tile are of one tap, and summed over the results that see x by it.
     """
     taps = prod(p.k)
 
@@ -438,12 +447,42 @@ def outer_tile(p, dtype):
 
         pixels = p.N * p.G * prod(sizes)
         tile = min(outer_tiles(layout, dtype), key=cost)
-        return cost(tile), *tile, contraction
+        return cost(tile), *tile, contraction, False
 
-    straight = best(p.C, p.K, forward_layout(p), p.y, "forward")
+    straight = min(best(p.C, p.K, forward_layout(p), p.y, "forward"), cut_outer_tile(p, dtype))
     if max(p.stride) > 1 or 0 in p.x:
         return straight
     return min(straight, best(p.K, p.C, adjoint_layout(p), p.x, "adjoint"))
+
+
+def cut_outer_tile(p, dtype):
+    """`outer_tile` for a forward sum that is cut at the padding; it costs too much where that saves nothing.
+
+    Each result has to see x by some tap: then a gradient of y that is not finite is noticed in what is summed.
+    """
+    zones = np.array(zones_of_taps(p)).reshape(-1, 3, 2)
+    seen, whole = (zones[..., 1] - zones[..., 0]).prod(axis=1), prod(p.y)
+    if seen.min() == whole or not all(map(_covers, p.y, zones.transpose(1, 0, 2))):
+        return (float("inf"),)
+
+    def cost(tile):
+        rows, cols = tile
+        groups = -(-p.C // rows) * rows * len(seen) * cols * lanes(dtype) * np.dtype(dtype).itemsize / TOTALS_BYTES
+        sums = _product_cost(p.C, p.K, dtype, _outer_step, tile) * p.N * p.G * int(seen.sum())
+        others = ceil(groups) * p.K * INTERLEAVE * p.N * p.G * whole + p.G * p.C * len(seen) * p.K * RESULT_APART
+        return CUT * (sums + (others + OUTER_CALL) * per_cycle())
+
+    tile = min(outer_tiles(forward_layout(p), dtype), key=cost)
+    return cost(tile), *tile, "forward", True
+
+
+def _covers(length, zones):
+    """Whether all of an axis is in some of the zones (first, past the last)."""
+    reached = 0
+    for first, past in sorted(zones.tolist()):
+        if first <= reached:
+            reached = max(reached, past)
+    return reached >= length
 
 
 def outer_tiles(layout, dtype):

@@ -20,16 +20,17 @@ def make_weight(lanes, few_lanes, rows, cols):
         Each part has a result of its own in `w` (part, group, K, C, taps). Pixels are summed piece by piece of a
         row, `chunk` pieces before the next, so that those of B stay in the second-level cache for all rows; the scratch
         has them (pixel, channel), and the sums (row, channel). Tables in `plan`: where each row of a group begins in A,
-        and in `w`.
+        and in `w`; and for each block of rows how many there are, and the pixels on three axes, from the first to past
+        the last, that they are summed over.
         """
         a, b, w = arrays
-        N, MA, MB, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
+        N, a_blocks, MB, Z, P, Q = plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]
         chunk, piece, parts, group = plan[6], plan[7], plan[8], plan[9]
         w_part, w_group, w_b = plan[10], plan[11], plan[12]
         a_image, a_group, a_slice, a_row = plan[13], plan[14], plan[15], plan[16]
         b_image, b_group, b_channel, b_slice = plan[17], plan[18], plan[19], plan[20]
-        a_table, w_table = plan[21], pointer(plan, plan[22])
-        a_blocks, b_blocks = (MA + rows - 1) // rows, (MB + width - 1) // width
+        a_table, w_table, block_table = plan[21], pointer(plan, plan[22]), plan[23]
+        b_blocks = (MB + width - 1) // width
         groups, pieces = (a_blocks + group - 1) // group, (Q + piece - 1) // piece
         sums, inside = chunk * piece * width, P * pieces
         if MB % width:  # channels past the last are zeros
@@ -62,13 +63,19 @@ def make_weight(lanes, few_lanes, rows, cols):
                         acc = tile_zeros(b, lanes, rows, cols)
                     else:
                         acc = tile_load(scratch, total, width, lanes, lanes, rows, cols)
-                    n, z, p, q, j = n0, z0, p0, q0, 0
+                    block = pointer(plan, block_table + 7 * ja)
+                    z1, z2, p1, p2, q1, q2 = block[1], block[2], block[3], block[4], block[5], block[6]
+                    n, z, p, q, there = n0, z0, p0, q0, 0
                     for _ in range(from_, to):
-                        i = n * a_image + g * a_group + z * a_slice + p * a_row + q * piece
-                        for _ in range(min(piece, Q - q * piece)):
-                            acc = tile_outer_at(acc, a, i, plan, a_table + ja * rows, scratch, j, lanes)
-                            i += 1
-                            j += width
+                        start, end = q * piece, min(q * piece + piece, Q)
+                        if z1 <= z < z2 and p1 <= p < p2:
+                            i = n * a_image + g * a_group + z * a_slice + p * a_row + max(start, q1)
+                            j = there + max(0, q1 - start) * width
+                            for _ in range(max(start, q1), min(end, q2)):
+                                acc = tile_outer_at(acc, a, i, plan, a_table + ja * rows, scratch, j, lanes)
+                                i += 1
+                                j += width
+                        there += (end - start) * width
                         q += 1
                         if q == pieces:
                             q = 0
@@ -83,7 +90,7 @@ def make_weight(lanes, few_lanes, rows, cols):
             for ja in range(ja0, ja1):
                 total = pointer(scratch, sums + (ja - ja0) * size)
                 target = pointer(w, part * w_part + g * w_group + jb * width * w_b)
-                row, count = pointer(w_table, ja * rows), min(rows, MA - ja * rows)
+                row, count = pointer(w_table, ja * rows), plan[block_table + 7 * ja]
                 if w_b == 1 and here == width:
                     for m in range(count):
                         tile_store(tile_load(total, m * width, 0, lanes, lanes, 1, cols), target, row[m], 0, lanes)
