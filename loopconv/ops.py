@@ -301,9 +301,9 @@ def conv_weight_grad(
         Those of that call; see `conv`.
     out, backend, precision
         See `conv`.
-    algorithm : {'outer', 'dots', 'winograd2'}, optional
-        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
-        F(2x2, RxS), where `conv` takes 'winograd2'.
+    algorithm : {'outer', 'dots', 'depthwise', 'winograd2'}, optional
+        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; rows that
+        meet rows, for groups of one channel; or F(2x2, RxS), where `conv` takes 'winograd2'.
 
     Returns
     -------
@@ -562,9 +562,9 @@ def conv_transpose_weight_grad(
         May be left out, since the shape of `grad` says the same; checked where given.
     out, backend, precision
         See `conv`.
-    algorithm : {'outer', 'dots', 'winograd2'}, optional
-        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; or
-        F(2x2, RxS), where `conv` takes 'winograd2'.
+    algorithm : {'outer', 'dots', 'depthwise', 'winograd2'}, optional
+        How the backend 'tiled' sums: outer products of channels; dot products along rows, for few channels; rows that
+        meet rows, for groups of one channel; or F(2x2, RxS), where `conv` takes 'winograd2'.
 
     Returns
     -------
