@@ -42,6 +42,7 @@ from loopconv.tiled.tiles import (
     TOTALS_BYTES,
     UNITS,
     blocks_of_a_share,
+    channel_lanes,
     depthwise_tile,
     depthwise_weight_tile,
     direct_layout,
@@ -565,7 +566,8 @@ def _pack_merged_weights(t, rows):
 def outer_plan(geometry, dtype):
     """The weight gradient by outer products of channels."""
     _, rows, cols, contraction, is_cut = outer_tile(problem(geometry), dtype)
-    t, n = task(geometry, contraction, dtype), lanes(dtype)
+    t = task(geometry, contraction, dtype)
+    n = channel_lanes(t.M, dtype)
     p, layout, (_, sizes, steps), width, taps = t.p, t.layout, t.result, cols * n, len(t.layout.tap_offset)
     in_place = is_in_place(layout, t.source.sizes, t.source.steps)
     # without gaps the pixels of a slice, or of an image, are one long row

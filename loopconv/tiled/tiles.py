@@ -63,9 +63,11 @@ UNITS = 16
 # and 96 KiB of B: 2.47 and 2.36 on 3->64 7x7, stride 2, 224x224, 0.50 and 0.48 on 16->96 1x1, 112x112.
 PIXELS_BYTES, TOTALS_BYTES = 96 << 10, 64 << 10
 
-# Cycles of the weight kernel for each number of B that it interleaves, and of the result: where they lie apart, and
-# where those of a vector follow each other; and those that a call takes longer than one of the kernel of dot products.
-INTERLEAVE, RESULT_APART, RESULT, OUTER_CALL = 0.3, 1, 0.3, 2000
+# Cycles of the weight kernel for each number of B that it interleaves, and more where less than four channels are left,
+# which go one by one (1->6 5x5, 32 images of 28x28: 0.15 ms, by dot products 0.10); for each number of a result, where
+# they lie apart, and where those of a vector follow each other; and those that a call takes longer than one of the
+# kernel of dot products.
+INTERLEAVE, SINGLE, RESULT_APART, RESULT, OUTER_CALL = 0.3, 3, 1, 0.3, 2000
 
 # Padded channels that the depthwise kernel copies before it goes through them: what was just written cannot be read yet
 # (0.150 against 0.158 ms on 144 channels, 5x5, stride 2, 56x56, and 0.111 against 0.120 on 672 of 14x14).
@@ -414,15 +416,23 @@ CACHE_WAYS = 8
 PRODUCT_TILES = {32: ((4, 3), (4, 4), (8, 2), (16, 1)), 16: TILES[16]}
 
 
+def channel_lanes(channels, dtype):
+    """Elements of the weight kernel's vectors of so many channels.
+
+    256->256 3x3 in 32 groups, 28x28, by dot products 0.58 ms, and by vectors of half the length 0.39.
+    """
+    return few_lanes(dtype) if channels <= few_lanes(dtype) else lanes(dtype)
+
+
 def product_tile(MA, MB, dtype):
     """(cost, rows, cols) of Winograd's products with MA channels broadcast and MB in vectors."""
-    best = min(PRODUCT_TILES[registers()], key=partial(_product_cost, MA, MB, dtype, _step))
-    return _product_cost(MA, MB, dtype, _step, best), *best
+    best = min(PRODUCT_TILES[registers()], key=partial(_product_cost, MA, MB, lanes(dtype), _step))
+    return _product_cost(MA, MB, lanes(dtype), _step, best), *best
 
 
-def _product_cost(MA, MB, dtype, step, tile):
+def _product_cost(MA, MB, n, step, tile):
     rows, cols = tile
-    return -(-MA // rows) * -(-MB // (cols * lanes(dtype))) * step(rows, cols)
+    return -(-MA // rows) * -(-MB // (cols * n)) * step(rows, cols)
 
 
 def outer_tile(p, dtype):
@@ -436,16 +446,17 @@ def outer_tile(p, dtype):
     def best(A, B, layout, sizes, contraction):
         def cost(tile):
             rows, cols = tile
-            groups = -(-A * taps * cols * lanes(dtype) * np.dtype(dtype).itemsize // TOTALS_BYTES)
-            is_turned = cols == 1 and rows % lanes(dtype) == 0
+            groups = -(-A * taps * cols * n * np.dtype(dtype).itemsize // TOTALS_BYTES)
+            is_turned = cols == 1 and rows % n == 0
             if contraction == "forward":
                 result = RESULT if is_turned else RESULT_APART
             else:
                 result = RESULT if taps == 1 else 2 * RESULT_APART
-            others = groups * B * INTERLEAVE * pixels + p.G * A * taps * B * result + OUTER_CALL
-            return _product_cost(A * taps, B, dtype, _outer_step, tile) * pixels + others * per_cycle()
+            others = groups * (B * INTERLEAVE + B % 4 * SINGLE) * pixels + p.G * A * taps * B * result + OUTER_CALL
+            return _product_cost(A * taps, B, n, step, tile) * pixels + others * per_cycle()
 
-        pixels = p.N * p.G * prod(sizes)
+        pixels, n = p.N * p.G * prod(sizes), channel_lanes(B, dtype)
+        step = partial(_outer_step, n == lanes(dtype))
         tile = min(outer_tiles(layout, dtype), key=cost)
         return cost(tile), *tile, contraction, False
 
@@ -467,11 +478,16 @@ def cut_outer_tile(p, dtype):
 
     def cost(tile):
         rows, cols = tile
-        groups = -(-p.C // rows) * rows * len(seen) * cols * lanes(dtype) * np.dtype(dtype).itemsize / TOTALS_BYTES
-        sums = _product_cost(p.C, p.K, dtype, _outer_step, tile) * p.N * p.G * int(seen.sum())
-        others = ceil(groups) * p.K * INTERLEAVE * p.N * p.G * whole + p.G * p.C * len(seen) * p.K * RESULT_APART
+        groups = -(-p.C // rows) * rows * len(seen) * cols * n * np.dtype(dtype).itemsize / TOTALS_BYTES
+        sums = _product_cost(p.C, p.K, n, step, tile) * p.N * p.G * int(seen.sum())
+        others = (
+            ceil(groups) * (p.K * INTERLEAVE + p.K % 4 * SINGLE) * p.N * p.G * whole
+            + p.G * p.C * len(seen) * p.K * RESULT_APART
+        )
         return CUT * (sums + (others + OUTER_CALL) * per_cycle())
 
+    n = channel_lanes(p.K, dtype)
+    step = partial(_outer_step, n == lanes(dtype))
     tile = min(outer_tiles(forward_layout(p), dtype), key=cost)
     return cost(tile), *tile, "forward", True
 
@@ -491,8 +507,13 @@ def outer_tiles(layout, dtype):
     return [tile for tile in OUTER_TILES[registers()] if not is_paged or tile[0] <= CACHE_WAYS]
 
 
-def _outer_step(rows, cols):
-    return OUTER_TILES[registers()][rows, cols] or _step(rows, cols)
+# How much longer a step of vectors takes than one of half as long ones.
+HALF = 0.6
+
+
+def _outer_step(are_whole, rows, cols):
+    step = OUTER_TILES[registers()][rows, cols] or _step(rows, cols)
+    return step if are_whole else HALF * step
 
 
 # What a line of pixels costs a tile of dot products besides its sums, in cycles. Times predicted for 25 geometries were
