@@ -14,8 +14,10 @@ from loopconv.tiled.simd import (
     tile_gather,
     tile_load,
     tile_load_every,
+    tile_push,
     tile_spill,
     tile_store,
+    tile_store_every,
     tile_transpose,
     tile_zeros,
 )
@@ -180,6 +182,32 @@ def make_pack_channel(lanes, every, planes):
         return 0
 
     return pack_channel
+
+
+@cache
+def make_refill(lanes):
+    @linked(x=ARRAY, buffer=ARRAY, plan=TABLE)
+    @named(lanes)
+    def refill_channel(x, buffer, plan, table, channel, target):
+        """`make_pack_channel` of rows that are read pixel by pixel, to where the padding is zeros already."""
+        step, slice_pitch, pitch, origin, plane, entries = (
+            plan[table], plan[table + 1], plan[table + 2], plan[table + 3], plan[table + 4], plan[table + 5],
+        )  # fmt: skip
+        for entry in range(entries):
+            at = table + 6 + entry * 8
+            first, Z, P, n, slice_, line = (
+                channel * step + plan[at], plan[at + 2], plan[at + 3], plan[at + 4], plan[at + 6], plan[at + 7],
+            )  # fmt: skip
+            for z in range(Z):
+                for p in range(P):
+                    source = pointer(x, first + z * slice_ + p * line)
+                    place = pointer(buffer, target + entry * plane + origin + z * slice_pitch + p * pitch)
+                    for i in range(0, n, lanes):
+                        pixels = tile_push(tile_zeros(x, lanes, 1, 1), source, i, n - i)
+                        tile_store_every(pixels, place, i, 0, 1, 1, n - i)
+        return 0
+
+    return refill_channel
 
 
 def make_pack(lanes, every, planes):

@@ -457,7 +457,7 @@ def depthwise_plan(t):
     )  # fmt: skip
     # tiles that are wider than the image read past the plane
     room = together * layout.channel + cols * n
-    kernel = compiled(make_depthwise, n, row_lanes(layout.lengths[2], t.dtype), *_reading(t), rows, cols, F)
+    kernel = compiled(make_depthwise, n, *_copying(t), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, room)
     return Plan(_test_weights(t), (call,), {}, {})
 
@@ -519,6 +519,14 @@ def _reading(t):
     source = t.layout.source
     every = source[:, 5].max(initial=1).item()
     return every if every in (1, 2, 4) else 0, 2 if every == 2 and np.ptp(source[:, 2]) == 1 else 1
+
+
+def _copying(t):
+    """(lanes, and `_reading`) of the copies of channels that the depthwise kernels make."""
+    pixels, reading = t.layout.lengths[2], _reading(t)
+    if reading == (1, 1):  # by vectors of which the last lanes may be left out
+        return (lanes if pixels > few_lanes(t.dtype) else few_lanes)(t.dtype), *reading
+    return row_lanes(pixels, t.dtype), *reading
 
 
 def _source_table(t):
@@ -702,7 +710,7 @@ def depthwise_weight_plan(geometry, dtype):
          reach],
         [offset for *_, offset in columns], [column[:2] for column in columns], _source_table(t),
     )  # fmt: skip
-    kernel = compiled(make_depthwise_weight, n, row_lanes(layout.lengths[2], dtype), *_reading(t), taps, cols)
+    kernel = compiled(make_depthwise_weight, n, *_copying(t), taps, cols)
     room = len(columns) * taps * n + reach
     return Plan((), (Stage(kernel, ("x", "y", "w"), numbers, p.G, room),), {}, {})
 
