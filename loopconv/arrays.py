@@ -30,12 +30,12 @@ def accept(**arrays):
         if (type(value) is np.ndarray and value.dtype.char in COMPUTE) or (value is None and name == "bias"):
             continue
         arrays[name] = _array(name, value)
-    return list(arrays.values())
+    return arrays.values()
 
 
 def accept_of_host(**arrays):
     """The arguments as ndarrays; those of a GPU are refused."""
-    accepted = accept(**arrays)
+    accepted = [*accept(**arrays)]
     for name, array in zip(arrays, accepted):
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name} must be an array of the host for this function, got one of a GPU; copy it first")

@@ -90,20 +90,20 @@ def settle(contraction, geometry, dtype, algorithm=None):
         return general
     if contraction == "weight":
         plan = weight_plan(geometry, dtype, algorithm)
-        stages = SmallCall(plan.call, plan.rooms, dtype)
+        stages = SmallCall(plan.call, ("x", "w", "y"), plan.rooms, dtype)
 
         def run(x, w, y):
-            if not stages.run({"x": x.ravel(), "y": y.ravel(), "w": w.ravel()}, own()):
+            if not stages.run(own(), x.ravel(), w.ravel(), y.ravel()):
                 general(x, w, y)
 
         return run
     plan, is_forward = sum_plan(contraction, geometry, dtype, algorithm), contraction == "forward"
-    stages = SmallCall(plan.prepare + plan.call, plan.kept | plan.rooms, dtype)
+    names = ("source", "w", "out", "bias") if is_forward else ("out", "w", "source", "bias")
+    stages = SmallCall(plan.prepare + plan.call, names, plan.kept | plan.rooms, dtype)
     nothing = zeros(geometry.k if is_forward else geometry.c, dtype)
 
     def run_sum(x, w, y, bias=nothing):
-        source, out = (x, y) if is_forward else (y, x)
-        if not stages.run({"source": source.ravel(), "w": w.ravel(), "out": out.ravel(), "bias": bias}, own()):
+        if not stages.run(own(), x.ravel(), w.ravel(), y.ravel(), bias):
             general(x, w, y, bias)
 
     return run_sum

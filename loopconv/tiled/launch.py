@@ -42,27 +42,28 @@ def compiled(make, *sizes):
 
 
 class SmallCall:
-    """Stages that one thread does, with all but the arrays at hand: for small calls, of which `launch` is a third."""
+    """Stages that one thread does, with all but the arrays of these names at hand: `launch` took a third of a call."""
 
-    def __init__(self, stages, rooms, dtype):
+    def __init__(self, stages, names, rooms, dtype):
+        at = {name: number for number, name in enumerate([*names, *rooms])}
         self.rooms = [(name, size, dtype) for name, size in rooms.items()]
         self.stages = [
             (
-                kernel.build(len(names), dtype).run,
-                itemgetter(*names) if len(names) > 1 else lambda arrays, name=names[0]: (arrays[name],),
+                kernel.build(len(taken), dtype).run,
+                itemgetter(*map(at.get, taken)),
                 numbers,
                 units,
                 ("scratch", size, dtype),
             )
-            for kernel, names, numbers, units, size in stages
+            for kernel, taken, numbers, units, size in stages
         ]
 
-    def run(self, arrays, workspace):
-        """Run them on arrays of these names; False if some say something."""
+    def run(self, workspace, *arrays):
+        """Run them on arrays in the order of the names; False if some say something."""
         kept = workspace.kept
         for room in self.rooms:
             array = kept.get(room)
-            arrays[room[0]] = workspace.room(*room) if array is None else array
+            arrays += (workspace.room(*room) if array is None else array,)
         for kernel, operands, numbers, units, room in self.stages:
             scratch = kept.get(room)
             if scratch is None:

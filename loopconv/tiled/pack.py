@@ -448,7 +448,7 @@ def make_pack_merged_weights(rows):
 def make_test_finite(lanes):
     def test_finite(arrays, scratch, plan, first, last):
         """Whether some of the elements of parts first .. last-1 of the array, which has plan[0], is not finite."""
-        (w,) = arrays
+        w, _ = arrays  # of all kernels' operands there are two or more
         scratch[0] = 0
         begin, end = plan[0] * first // plan[1], plan[0] * last // plan[1]
         acc = tile_zeros(w, lanes, 1, 4)

@@ -492,7 +492,7 @@ def _test_finite(geometry, dtype):
     size = prod(geometry.w_shape)
     parts = max(1, min(UNITS, size // 4096))
     numbers = np.array([size, parts], np.int64)
-    return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w",), numbers, parts)
+    return Stage(compiled(packers.make_test_finite, lanes(dtype)), ("w", "w"), numbers, parts)
 
 
 def _test_weights(t, is_cut=False):

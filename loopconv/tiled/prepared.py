@@ -29,7 +29,8 @@ class Prepared:
         self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
         self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0], self.plan.work)
         if is_small(self.geometry):
-            self.small = SmallCall(self.plan.call, self.plan.rooms, w.dtype)
+            names = ("source", "out", *self.kept)
+            self.small = SmallCall(self.plan.call, names, self.plan.rooms, w.dtype)
 
     def run(self, source, out):
         """out = the contraction of source."""
@@ -49,9 +50,9 @@ class Prepared:
         except IndexError:
             workspace = Workspace(kept_bytes=None)
         try:
-            arrays = {**self.kept, "source": source.reshape(-1), "out": out.reshape(-1)}
             if self.small:
-                return self.small.run(arrays, workspace)
+                return self.small.run(workspace, source.ravel(), out.ravel(), *self.kept.values())
+            arrays = {**self.kept, "source": source.ravel(), "out": out.ravel()}
             return run_images(self.plan, arrays, self.geometry.batch, workspace)
         finally:
             self.idle.append(workspace)
