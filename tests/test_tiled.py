@@ -857,6 +857,24 @@ def test_every_case_by_every_algorithm(contraction, force, launched):
             assert is_run(algorithm, launched) or not case.geometry.macs, (case.name, name, launched)
 
 
+@pytest.mark.parametrize("value", [1, np.nan, np.inf])
+def test_settled_calls_give_what_others_give(value):
+    """The same bits, for small and larger calls, with a bias and without, and again where something is not finite."""
+    larger = geometry.conv((2, 16, 40, 41), (17, 16, 3, 3), padding=1)
+    for g in (*SPECIAL.values(), larger, *(case.geometry for case in CASES[::4])):
+        for contraction in registry.CONTRACTIONS if g.rank <= 3 else ():
+            arrays, bias = operands(g, FLOAT32), bias_of(contraction, g, FLOAT32)
+            for name in set("xwy") - {RESULT[contraction]}:
+                arrays[name].reshape(-1)[:1] = value
+            for some in ({}, bias):
+                expected = call(contraction, g, arrays, **some)
+                given = {**arrays, RESULT[contraction]: unwritten(expected.shape, FLOAT32)}
+                run = registry.settle(contraction, None, g, FLOAT32, None, None)
+                for _ in range(2):
+                    run(**given, **some)
+                    assert np.array_equal(given[RESULT[contraction]], expected, equal_nan=True), (contraction, g)
+
+
 def test_calls_of_nothing(force):
     """No pixels, which leaves sums of no products: the padding, and the bias."""
     for g in (
