@@ -55,6 +55,22 @@ def test_a_linked_function_calls_another(dtype):
     assert array.tolist() == [6, 0, 9, 0, 3]
 
 
+@linked(array=ARRAY)
+def count_up(array, n):
+    for i in range(n):
+        array[i] = i
+    return n
+
+
+def test_a_linked_function_of_the_module():
+    def outer(array, source, table, count):
+        return count_up(array, count)
+
+    array = np.full(4, 9, DTYPES[0])
+    assert run(outer, DTYPES[0], array, array, np.zeros(1, np.int64), 3) == 3
+    assert array.tolist() == [0, 1, 2, 9]
+
+
 def test_names_tell_sizes_and_dtypes_apart():
     for factor in (5, 7):
         for dtype in DTYPES:

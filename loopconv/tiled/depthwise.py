@@ -68,7 +68,7 @@ def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
     their tiles have one column.
     """
     width, (copy_channel, refills) = cols * lanes, make_copy(row_lanes, every, planes)
-    summed, write_pixels = make_summed(lanes, rows, cols), write
+    summed = make_summed(lanes, rows, cols)
 
     def depthwise(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (image, channel).
@@ -113,7 +113,7 @@ def make_depthwise(lanes, row_lanes, every, planes, rows, cols, F):
                             elif s2 == 1 and (cols - 1) * step + lanes - (Q - j) <= over:
                                 tile_store(acc, out, to, s1, step)
                             else:
-                                write_pixels(tile_spill(acc), rows, cols, lanes, out, to, s1, step, s2, Q - j)
+                                write(tile_spill(acc), rows, cols, lanes, out, to, s1, step, s2, Q - j)
         return 0
 
     return depthwise

@@ -56,9 +56,11 @@ class Link:
 
 
 def build_links(function, dtype):
-    """Build what `function` has in its closure to call by name."""
-    for cell in function.__closure__ or ():
-        if link := getattr(cell.cell_contents, "link", None):
+    """Build what `function` calls by name, which is in its closure or among its globals."""
+    called = [cell.cell_contents for cell in function.__closure__ or ()]
+    called += [function.__globals__.get(name) for name in function.__code__.co_names]
+    for value in called:
+        if isinstance(link := getattr(value, "link", None), Link):
             link.build(dtype)
 
 
