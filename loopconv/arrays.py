@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 
 import numpy as np
+from numpy import ndarray
 
 # By the character of a dtype. float16 is computed in float32, every integer in 64 bits, so that sums of products are
 # exact.
@@ -27,7 +28,10 @@ COMPUTE = {
 def accept(**arrays):
     """The arguments as ndarrays of a kind we compute with, or as arrays of a GPU; a bias may be None."""
     for name, value in arrays.items():
-        if (type(value) is np.ndarray and value.dtype.char in COMPUTE) or (value is None and name == "bias"):
+        if type(value) is ndarray:
+            if value.dtype.char in COMPUTE:
+                continue
+        elif value is None and name == "bias":
             continue
         arrays[name] = _array(name, value)
     return arrays.values()

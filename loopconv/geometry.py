@@ -252,9 +252,10 @@ def _kept(make):
     kept = lru_cache(maxsize=1024)(make)
 
     @wraps(make)
-    def geometry(*given, **named):
-        is_known = are_told_apart(given[2:]) and (not named or are_told_apart(named.values()))
-        return (kept if is_known else make)(*given, **named)
+    def geometry(one_shape, other_shape, *settings, **named):
+        if are_told_apart(settings) and (not named or are_told_apart(named.values())):
+            return kept(one_shape, other_shape, *settings, **named)
+        return make(one_shape, other_shape, *settings, **named)
 
     return geometry
 

@@ -11,8 +11,9 @@ contraction that is run is the one that gives the third.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -60,10 +61,13 @@ _CONV, _CONV_INPUT_GRAD, _CONV_WEIGHT_GRAD, _TRANSPOSE, _TRANSPOSE_INPUT_GRAD, _
 class _Call(NamedTuple):
     """A call of which all but the arrays is settled.
 
-    `whole` is the shape that kernels see, `dtype` None where the arrays are on a GPU, and `run` None where another
-    backend may be chosen at the next call.
+    `shapes` are those of the two arrays and `whole` that of the result as kernels see them, which `ordered` puts into
+    the order x, w, y; `dtype` is None where the arrays are on a GPU, and `run` where another backend may be chosen at
+    the next call.
     """
 
+    shapes: tuple[tuple[int, ...], ...]
+    ordered: Callable[[tuple], tuple]
     whole: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: Any
@@ -80,7 +84,7 @@ def _contract(form, g, given, batched, bias=None, out=None, backend=None, algori
     first, second = given
     is_plain = backend is None and algorithm is None and precision is None
     is_known = is_plain or geometry.are_told_apart((backend, algorithm, precision))
-    whole, shape, dtype, compute, run = (_settled if is_known else _settled.__wrapped__)(
+    shapes, ordered, whole, shape, dtype, compute, run = (_settled if is_known else _settled.__wrapped__)(
         form, g, batched, backend, algorithm, precision, first.dtype, second.dtype, None if bias is None else bias.dtype
     )
     if dtype is None:
@@ -91,15 +95,14 @@ def _contract(form, g, given, batched, bias=None, out=None, backend=None, algori
         second = second.conj()
     in_place = out is not None and arrays.is_plain(out, compute)
     result = out.reshape(whole) if in_place else np.empty(whole, compute)
-    shapes, (one, other) = g.shapes, form.roles
-    operands = {form.result: result, one: arrays.plain(first, shapes[one], compute)}
-    operands[other] = arrays.plain(second, shapes[other], compute)
-    if bias is not None:
-        operands["bias"] = arrays.plain(bias, bias.shape, compute)
+    first, second = arrays.plain(first, shapes[0], compute), arrays.plain(second, shapes[1], compute)
     if run is None:
-        registry.select(form.contraction, backend, g, compute, algorithm, precision)(g, **operands)
+        run = partial(registry.select(form.contraction, backend, g, compute, algorithm, precision), g)
+    x, w, y = ordered((first, second, result))
+    if bias is None:
+        run(x, w, y)
     else:
-        run(**operands)
+        run(x, w, y, bias=arrays.plain(bias, bias.shape, compute))
     if shape is not whole:
         result = result.reshape(shape)
     if out is None:
@@ -118,7 +121,9 @@ def _settled(form, g, batched, backend, algorithm, precision, *dtypes):
     run = None
     if dtype is not None:
         run = registry.settle(form.contraction, backend, g, compute, algorithm, precision)
-    return _Call(whole, shape, dtype, compute, run)
+    roles = (*form.roles, form.result)
+    ordered = itemgetter(*map(roles.index, "xwy"))
+    return _Call(tuple(g.shapes[role] for role in form.roles), ordered, whole, shape, dtype, compute, run)
 
 
 @cache
