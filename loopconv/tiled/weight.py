@@ -13,6 +13,7 @@ def make_weight(lanes, few_lanes, rows, cols):
     width, size, interleave = cols * lanes, rows * cols * lanes, make_interleave(1, few_lanes)
     turns = cols == 1 and rows % lanes == 0
 
+    # over 100 lines in all: each loop needs what those around it have worked out
     def weight(arrays, scratch, plan, first, last):
         """Compute the units of work first .. last-1; a unit is (group, some blocks of rows, block of B, part of the
         pixels).
