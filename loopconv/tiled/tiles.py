@@ -507,7 +507,7 @@ def outer_tiles(layout, dtype):
     return [tile for tile in OUTER_TILES[registers()] if not is_paged or tile[0] <= CACHE_WAYS]
 
 
-# How much longer a step of vectors takes than one of half as long ones.
+# The time of a step of half as long vectors, as a part of that of whole ones.
 HALF = 0.6
 
 
