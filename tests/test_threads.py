@@ -275,6 +275,18 @@ def counted(a_team, workers, units, effort=300, work=10**9):
     return done[0], scratches.any(axis=1)
 
 
+@cache
+def doubling():
+    def double(arrays, scratch, plan, first, last):
+        """The second array is twice the first, and plan[0] more."""
+        for i in range(first, last):
+            arrays[1][i] = 2 * arrays[0][i] + plan[0]
+        return 0
+
+    array, words = types.Array(types.float64, 1, "C"), team.WORDS
+    return built(jit(double), (types.UniTuple(array, 2), array, words, types.int64, types.int64))
+
+
 @pytest.fixture
 def a_team():
     a_team = team.Team()
@@ -300,6 +312,23 @@ def test_a_job_for_fewer_and_for_more_threads(a_team):
 def test_members_do_their_share(a_team):
     shares = [counted(a_team, 2, 64, 200_000)[1] for _ in range(50)]
     assert np.any(shares, axis=0).all()
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_each_thread_does_for_itself_what_comes_before(a_team, workers):
+    """All units are done with what a thread has of the operands, after it has made that."""
+    units, numbers = 40, np.arange(40.0)
+    own, twice, done = np.full((workers, 48), np.nan), np.full((workers, 40), np.nan), np.full(40, np.nan)
+    first = doubling().address, (numbers, own.ravel()), np.array([1]), units
+    second = doubling().address, (own.ravel(), twice.ravel()), np.array([2]), units
+    shares = [(40, 40), (0, 40), (0, 40), (48, 40), (48, 40), (40, 40)]
+    with gathered(a_team, workers, 10**9):
+        scratches, operands = np.zeros((workers, 16)), (twice.ravel(), done)
+        a_team.run(doubling().address, operands, scratches, np.array([3]), units, (first, second), shares)
+    assert np.array_equal(done, 2 * (2 * (2 * numbers + 1) + 2) + 3)
+    took_part = ~np.isnan(own).all(axis=1)
+    assert np.array_equal(own[took_part, :40], np.tile(2 * numbers + 1, (took_part.sum(), 1)))
+    assert np.isnan(own[:, 40:]).all()
 
 
 def until(is_true):

@@ -1090,12 +1090,13 @@ def asked(monkeypatch):
         rooms[name] = max(rooms.get(name, 0), size * dtype.itemsize)
         return room(self, name, size, dtype)
 
-    def idle(stage, arrays, buffers, workers):
+    def idle(stage, arrays, buffers, *others):
         buffers.room("scratch", stage.scratch, arrays[stage.arrays[0]].dtype)
         return 0
 
     monkeypatch.setattr(workspace.Workspace, "room", asking)
     monkeypatch.setattr(driver, "launch", idle)
+    monkeypatch.setattr(driver, "OWN_BYTES", 0)
     return rooms
 
 
@@ -1145,6 +1146,43 @@ def test_memory_of_a_plain_call(layer, contraction, asked):
             assert kept.pop("u", 0) <= 36 / 9 * packed, algorithm
             source = x if contraction == "forward" else y
             assert sum(kept.values()) <= source + SLACK, algorithm
+
+
+def test_threads_have_copies_of_their_own_up_to_a_limit(asked, monkeypatch):
+    g = geometry.conv((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    arrays = {name: np.empty(getattr(g, f"{name}_shape"), FLOAT32) for name in "xwy"}
+
+    def bytes_on(count):
+        monkeypatch.setattr(driver.threads, "worth", lambda work: count)
+        monkeypatch.setattr(driver.team, "gather", lambda workers, work: workers)
+        asked.clear()
+        driver.forward(g, **arrays)
+        return {name: asked[name] for name in ("buffer", "u")}
+
+    shared = bytes_on(2)
+    monkeypatch.setattr(driver, "OWN_BYTES", 2 * max(shared.values()) - 1)
+    assert shared["u"] < shared["buffer"]  # so that there is room for the weights of two, not for pixels
+    for count, own in ((1, []), (2, ["u"]), (max(shared.values()), [])):
+        line = launch.apart(1) * 4
+        assert bytes_on(count) == {
+            name: count * -(-size // line) * line if name in own else size for name, size in shared.items()
+        }
+
+
+def test_copies_of_each_thread_have_the_same_results(force, monkeypatch):
+    monkeypatch.setattr(driver.threads, "worth", lambda work: 3)
+    for contraction, g, algorithm in [
+        ("forward", geometry.conv((1, 16, 30, 30), (40, 16, 3, 3), padding=1), "winograd2"),
+        ("adjoint", geometry.conv((1, 16, 30, 30), (40, 16, 4, 4), stride=2, padding=1), "direct"),
+        ("forward", geometry.conv((3, 16, 14, 14), (40, 16, 3, 3), padding=1), "indirect"),
+        ("weight", geometry.conv((1, 16, 30, 30), (40, 16, 3, 3), padding=1), "winograd2"),
+        ("weight", geometry.conv((1, 16, 30, 30), (40, 16, 3, 3), padding=1), "outer"),
+    ]:
+        results = []
+        for own_bytes in (0, 1 << 30):
+            monkeypatch.setattr(driver, "OWN_BYTES", own_bytes)
+            results += [call(contraction, g, operands(g, FLOAT32), algorithm) for _ in range(5)]
+        assert all(np.array_equal(result, results[0]) for result in results), (contraction, algorithm)
 
 
 def test_buffers_of_a_thread_are_used_again(force):

@@ -9,7 +9,7 @@ import numpy as np
 from loopconv import threads
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
-from loopconv.tiled.launch import SmallCall, launch
+from loopconv.tiled.launch import SmallCall, apart, launch
 from loopconv.tiled.layout import problem, stencil_taps
 from loopconv.tiled.plans import (
     depthwise_plan,
@@ -29,6 +29,7 @@ from loopconv.tiled.plans import (
 from loopconv.tiled.simd import MATRICES
 from loopconv.tiled.team import team
 from loopconv.tiled.tiles import (
+    OWN_BYTES,
     UNITS,
     direct_layout,
     direct_tile,
@@ -99,7 +100,7 @@ def settle(contraction, geometry, dtype, algorithm=None):
         return run
     plan, is_forward = sum_plan(contraction, geometry, dtype, algorithm), contraction == "forward"
     names = ("source", "w", "out", "bias") if is_forward else ("out", "w", "source", "bias")
-    stages = SmallCall(plan.prepare + plan.call, names, plan.kept | plan.rooms, dtype)
+    stages = SmallCall(plan.tests + plan.prepare + plan.call, names, plan.kept | plan.rooms, dtype)
     nothing = zeros(geometry.k if is_forward else geometry.c, dtype)
 
     def run_sum(x, w, y, bias=nothing):
@@ -125,9 +126,15 @@ def _sum(contraction, geometry, source, w, out, bias, algorithm):
         "bias": zeros(out.shape[1], out.dtype) if bias is None else bias,
     }  # fmt: skip
     workspace = own()
-    if plan.prepare and not run(plan.prepare, arrays, plan.kept, workspace, plan.work):
+    if plan.tests and not run(plan.tests, arrays, {}, workspace, plan.work):
         return False
-    if not run_images(plan, arrays, geometry.batch, workspace):
+    if plan.images is None:
+        is_finite = run(plan.prepare + plan.call, arrays, plan.kept | plan.rooms, workspace, plan.work)
+    else:
+        arrays |= {name: workspace.room(name, size, out.dtype) for name, size in plan.kept.items()}
+        run(plan.prepare, arrays, {}, workspace, plan.work)
+        is_finite = run_images(plan, arrays, geometry.batch, workspace)
+    if not is_finite:
         # where Winograd's results are not finite, the direct kernel has to say which ones really are not
         return _sum(contraction, geometry, source, w, out, bias, "direct")
     return True
@@ -155,22 +162,29 @@ def run(stages, arrays, rooms, workspace, work):
 
     `work`, that of the whole call, says how many threads it is worth.
     """
-    for name, size in rooms.items():
-        arrays[name] = workspace.room(name, size, arrays["w"].dtype)
     workers = threads.worth(work)
     if workers == 1 or not team.is_free.acquire(blocking=False):
-        return run_on(1, stages, arrays, workspace)
+        return run_on(1, stages, arrays, rooms, workspace)
     try:
-        return run_on(team.gather(workers, work), stages, arrays, workspace)
+        return run_on(team.gather(workers, work), stages, arrays, rooms, workspace)
     finally:
         team.let_go()
 
 
-def run_on(workers, stages, arrays, workspace):
-    """The stages on so many threads, with all arrays there; see `run`."""
-    said = 0
+def run_on(workers, stages, arrays, rooms, workspace):
+    """The stages on so many threads; see `run`."""
+    dtype, own, before, said = arrays["w"].dtype, {}, [], 0
+    if workers > 1:
+        fitting = OWN_BYTES // (workers * dtype.itemsize)
+        own = {stage.fills: rooms[stage.fills] for stage in stages if rooms.get(stage.fills, fitting + 1) <= fitting}
+    for name, size in rooms.items():
+        arrays[name] = workspace.room(name, workers * apart(size) if name in own else size, dtype)
     for stage in stages:
-        said = said or launch(stage, arrays, workspace, workers)
+        if stage.fills in own:
+            before.append(stage)
+        else:
+            said = said or launch(stage, arrays, workspace, workers, before, own)
+            before = []
     return not said
 
 

@@ -55,7 +55,7 @@ class SmallCall:
                 units,
                 ("scratch", size, dtype),
             )
-            for kernel, taken, numbers, units, size in stages
+            for kernel, taken, numbers, units, size, _ in stages
         ]
 
     def run(self, workspace, *arrays):
@@ -74,17 +74,34 @@ class SmallCall:
         return True
 
 
-def launch(stage, arrays, workspace, workers=1):
-    """Run all units of a stage on up to so many threads, those of the team; what its kernel says."""
-    kernel, names, numbers, units, size = stage
+def launch(stage, arrays, workspace, workers=1, before=(), own=()):
+    """Run all units of a stage on up to so many threads, those of the team; what its kernel says.
+
+    Each thread does the stages `before` for itself. The arrays that these write have room for all threads; `own` has
+    the size of each thread's, by name.
+    """
+    kernel, names, numbers, units, size, _ = stage
     operands = tuple([arrays[name] for name in names])
     dtype = operands[0].dtype
     build = kernel.builds.get(dtype) or kernel.build(len(operands), dtype)
-    if workers == 1 or units <= 1:
+    if workers == 1 or (units <= 1 and not before):
         scratch = workspace.room("scratch", size, dtype)
         scratch[0] = 0
         return build.run(operands, scratch, numbers, 0, units)
     workers = min(workers, units)
-    size = -(-size // LINE) * LINE  # threads do not share a line
+    size = apart(size)
     scratches = workspace.room("scratch", workers * size, dtype).reshape(workers, size)
-    return team.run(build.address, operands, scratches, numbers, units)
+    if not before:
+        return team.run(build.address, operands, scratches, numbers, units)
+    names = *names, *(name for other in before for name in other.arrays)
+    shares = [(apart(own[name]), own[name]) if name in own else (0, arrays[name].size) for name in names]
+    first = [
+        (other.kernel.build(2, dtype).address, [arrays[name] for name in other.arrays], other.numbers, other.units)
+        for other in before
+    ]
+    return team.run(build.address, operands, scratches, numbers, units, first, shares)
+
+
+def apart(size):
+    """From one thread's elements to the next one's, so that they do not share a line of the cache."""
+    return -(-size // LINE) * LINE

@@ -71,13 +71,17 @@ from loopconv.tiled.workspace import LINE
 
 
 class Stage(NamedTuple):
-    """One kernel on some of the arrays of a call, by name."""
+    """One kernel on some of the arrays of a call, by name.
+
+    What it `fills`, if anything, all units of a kernel after it may need all of.
+    """
 
     kernel: Any
     arrays: tuple
     numbers: np.ndarray
     units: int
     scratch: int = 1  # elements for each thread
+    fills: str | None = None
 
 
 class Plan(NamedTuple):
@@ -89,6 +93,8 @@ class Plan(NamedTuple):
         What depends on the weights alone, and the rest.
     kept, rooms : dict of int
         Elements of the arrays that `prepare` writes, and of those that only serve during a call.
+    tests : tuple of Stage
+        Whether the weights are not finite, where the rest cannot take that.
     work : int
         What says how many threads the call is worth, see `work`.
     images : int
@@ -99,6 +105,7 @@ class Plan(NamedTuple):
     call: tuple
     kept: dict
     rooms: dict
+    tests: tuple = ()
     work: int = 0
     images: int | None = None
 
@@ -273,7 +280,7 @@ def direct_plan(t):
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers, units * parts * shares,
         sums + tiling.chunk * tiling.depth + n,
     )  # fmt: skip
-    return Plan((*tests, weights), (call,) if in_place else (pack, call), kept, rooms)
+    return Plan((weights,), (call,) if in_place else (pack, call), kept, rooms, tests)
 
 
 def indirect_plan(t):
@@ -304,7 +311,7 @@ def indirect_plan(t):
         compiled(make_indirect, n, rows, cols), ("source" if in_place else "buffer", "packed", "out", "bias"), numbers,
         p.N * p.G * parts * shares, (listing.most * rows + n) * pitch,
     )  # fmt: skip
-    return Plan((*tests, weights), (call,) if in_place else (pack, call), kept, rooms)
+    return Plan((weights,), (call,) if in_place else (pack, call), kept, rooms, tests)
 
 
 def _weights_at(t, rows, phases, chunk):
@@ -387,7 +394,9 @@ def winograd_plan(t, m):
     is_fused = are_whole and is_weight_of_one_unit(t, tiles)
     parts = 1 if is_fused else -(-runs // max(1, INPUTS_BYTES // (size * T * t.C * width * dtype.itemsize)))
     units = p.N * p.G * F * parts
-    shares = min(blocks, max(1, round(UNITS / 2 / max(units, 1))))
+    shares = 1
+    while units * shares < 2 * UNITS and 2 * shares <= blocks:
+        shares *= 2
     most = -(-runs // parts) * width + n
     group = 1 if is_fused else even(-(-blocks // shares), PRODUCTS_BYTES // (size * rows * most * dtype.itemsize))
     v_step, step = (_unaligned(number * most, dtype) for number in (T * t.C, group * rows))
@@ -400,14 +409,14 @@ def winograd_plan(t, m):
     reach = tiles.lines[:, :, 0].max() + tiles.offsets.max() + (down - 1) * layout.pitches[2]
     reach += wide * (tiles.tiles - 1 + (across - 1) // wide + n)
     pack, rooms = _pack_source(t, max(int(reach) - layout.channel, 0))
-    of_block, prepare, kept = size * T * t.C * rows, _test_weights(t), {}
+    of_block, prepare, kept = size * T * t.C * rows, (), {}
     if not is_fused:
         kernel, kept = compiled(make_transform_weights, m, *taps, rows, are_whole), {"u": p.G * blocks * F * of_block}
-        prepare += (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks),)
+        prepare = (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks, fills=_of_all("u", p.G)),)
     room = n + size * (step + v_step) + n + high * wide * n + is_fused * of_block
     kernel = compiled(make_winograd, m, *taps, n, rows, cols, is_fused)
     call = Stage(kernel, ("buffer", "w" if is_fused else "u", "out", "bias"), numbers, units * shares, room)
-    return Plan(prepare, (pack, call), kept, rooms)
+    return Plan(prepare, (pack, call), kept, rooms, _test_weights(t))
 
 
 def is_weight_of_one_unit(t, tiles):
@@ -459,7 +468,7 @@ def depthwise_plan(t):
     room = together * layout.channel + cols * n
     kernel = compiled(make_depthwise, n, *_copying(t), rows, cols, F)
     call = Stage(kernel, ("source", "w", "out", "bias"), numbers, p.N * p.G, room)
-    return Plan(_test_weights(t), (call,), {}, {})
+    return Plan((), (call,), {}, {}, _test_weights(t))
 
 
 def _columns(t, begin, end):
@@ -509,7 +518,7 @@ def _pack_source(t, slack):
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
     kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), *_reading(t))
-    return Stage(kernel, ("source", "buffer"), numbers, channels), {"buffer": size}
+    return Stage(kernel, ("source", "buffer"), numbers, channels, fills=_of_all("buffer", t.p.N * t.p.G)), {"buffer": size}
 
 
 def _reading(t):
@@ -555,7 +564,7 @@ def _pack_weights(t, rows, size=None):
     in_order = t.w_steps[2] == T and np.array_equal(first, np.arange(T))
     numbers = np.concatenate([np.array([M, C, T, *t.w_steps, in_order, size], np.int64), first * rows, step * rows])
     kernel = compiled(packers.make_pack_weights, rows, few_lanes(t.dtype))
-    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": blocks * size}
+    return Stage(kernel, ("w", "packed"), numbers, blocks, fills=_of_all("packed", t.p.G)), {"packed": blocks * size}
 
 
 def _pack_merged_weights(t, rows):
@@ -565,7 +574,7 @@ def _pack_merged_weights(t, rows):
     numbers = np.concatenate([np.array([t.M, C, T, *t.w_steps, phases], np.int64), t.layout.tap_weight])
     size = blocks * rows * C * T
     kernel = compiled(packers.make_pack_merged_weights, rows)
-    return Stage(kernel, ("w", "packed"), numbers, blocks), {"packed": size}
+    return Stage(kernel, ("w", "packed"), numbers, blocks, fills=_of_all("packed", t.p.G)), {"packed": size}
 
 
 # ---------------------------------------------------------------------------------------------- weight
@@ -781,4 +790,11 @@ def _pack_channels_last(p, dtype, width, room, name, C, sizes, steps, layout):
          layout.origin, layout.plane, width, len(layout.source), *layout.source.reshape(-1).tolist()], np.int64,
     )  # fmt: skip
     kernel = compiled(packers.make_pack_channels_last, few_lanes(dtype))
-    return Stage(kernel, (name, room), numbers, blocks * bands), {room: size}
+    return Stage(kernel, (name, room), numbers, blocks * bands, fills=_of_all(room, p.N * p.G)), {room: size}
+
+
+def _of_all(name, pieces):
+    """`Stage.fills` of an array of so many pieces, each for units of its own: with several, threads find most of what
+    they need where they themselves wrote it.
+    """
+    return name if pieces == 1 else None

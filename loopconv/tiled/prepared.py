@@ -27,7 +27,7 @@ class Prepared:
         self.idle = [Workspace(kept_bytes=None)]
         self.kept = {"w": w.reshape(-1), "bias": self.bias}
         self.kept |= {name: aligned(size * w.itemsize).view(w.dtype) for name, size in self.plan.kept.items()}
-        self.is_finite = run(self.plan.prepare, self.kept, {}, self.idle[0], self.plan.work)
+        self.is_finite = run(self.plan.tests + self.plan.prepare, self.kept, {}, self.idle[0], self.plan.work)
         if is_small(self.geometry):
             names = ("source", "out", *self.kept)
             self.small = SmallCall(self.plan.call, names, self.plan.rooms, w.dtype)

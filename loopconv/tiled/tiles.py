@@ -74,6 +74,11 @@ INTERLEAVE, SINGLE, RESULT_APART, RESULT, OUTER_CALL = 0.3, 3, 1, 0.3, 2000
 TOGETHER_BYTES = 8 << 10
 
 
+# Copies and packed weights of up to so many bytes for all threads together are made by each thread for itself: to write
+# what others have in their caches takes longer, see README.md.
+OWN_BYTES = 6 << 20
+
+
 @cache
 def vector_bytes():
     """Bytes of the widest vectors of this processor."""
