@@ -518,7 +518,8 @@ def _pack_source(t, slack):
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
     kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), *_reading(t))
-    return Stage(kernel, ("source", "buffer"), numbers, channels, fills=_of_all("buffer", t.p.N * t.p.G)), {"buffer": size}
+    stage = Stage(kernel, ("source", "buffer"), numbers, channels, fills=_of_all("buffer", t.p.N * t.p.G))
+    return stage, {"buffer": size}
 
 
 def _reading(t):

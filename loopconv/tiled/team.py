@@ -27,10 +27,10 @@ from loopconv import threads
 from loopconv.loops.compile import built, jit, named
 from loopconv.tiled.simd import address
 
-# Where a thread's share of the work is cut into pieces: one that loses its processor for a while leaves the rest of them
+# Where a thread's share of the work is cut into pieces: one that loses its processor for a while leaves the rest of it
 # to the others, and the last are small, so that all end at the same time. With 16 pieces of one size 64 channels by
-# themselves, 56x56, took 1.05 times as long, as a kernel clears its padding for each; with 4 of them, 128->128 3x3,
-# 28x28.
+# themselves, 56x56, took 1.05 times as long, as a kernel clears its padding for each; with 4 of them, so did 128->128
+# 3x3, 28x28.
 CUTS = (0, 4, 8, 12, 14, 15, 16)
 PIECES = len(CUTS) - 1
 
