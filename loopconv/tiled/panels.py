@@ -187,12 +187,7 @@ class Listing(NamedTuple):
 
 def listed(layout, rows, size):
     """Tiles of `rows` pixels, each read where it is, in parts of `size` pixels of the result."""
-    results, F = layout.results, len(layout.results)
-    phase = np.repeat(np.arange(F), results[:, 2:5].prod(axis=1))
-    position = np.concatenate([_pixels(row, 0, layout.source_step) for row in results])
-    element = np.concatenate([_pixels(row, row[5], layout.step) for row in results])
-    in_order = np.argsort(element)
-    phase, position, element = phase[in_order], position[in_order], element[in_order]
+    F, (phase, position, element) = len(layout.results), ordered(layout)
     # pixels with the same key are a part's of one phase
     pixels = np.arange(len(element))
     key = pixels // size * F + phase
@@ -214,6 +209,22 @@ def listed(layout, rows, size):
         np.stack([first_tile, np.append(first_run, 0)], axis=1), of_tile % F, positions,
         place - first_tile[pixels // size] * rows, runs, int(np.diff(first_tile).max()),
     )  # fmt: skip
+
+
+def ordered(layout):
+    """(phase, position in the buffer, element of the result) of all pixels, in the order of the elements."""
+    results = layout.results
+    phase = np.repeat(np.arange(len(results)), results[:, 2:5].prod(axis=1))
+    position = np.concatenate([_pixels(row, 0, layout.source_step) for row in results])
+    element = np.concatenate([_pixels(row, row[5], layout.step) for row in results])
+    in_order = np.argsort(element)
+    return phase[in_order], position[in_order], element[in_order]
+
+
+def tiles_of_parts(phases, rows, size):
+    """How many tiles of `rows` pixels of one phase each part of `size` pixels and each phase has."""
+    F = phases.max() + 1
+    return -(-np.bincount(np.arange(len(phases)) // size * F + phases) // rows)
 
 
 def _pixels(phase, first, step):

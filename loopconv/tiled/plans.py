@@ -58,6 +58,7 @@ from loopconv.tiled.tiles import (
     lanes,
     outer_tile,
     row_lanes,
+    shared_parts,
     winograd_tile,
     winograd_weight_tile,
 )
@@ -263,6 +264,8 @@ def direct_plan(t):
     # single pixels is 2.6 to 2.9 times as fast on two threads; but each share fills its panels anew
     apart = units if paneled else p.N * p.G
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(apart * parts, 1))))
+    if not paneled:
+        shares = shared_parts(units * parts, shares, min(most, 2 * shares))
     sums = F * -(-blocks // shares) * rows * part * width
     weight_steps, weight_offsets = _weights_at(t, rows, tiling.phases, tiling.chunk)
     numbers = _tables(
@@ -754,7 +757,8 @@ def dots_plan(geometry, dtype):
 
 def _parts(units, lines, macs):
     """Into how many sums to cut the lines of pixels, none empty; not by the number of threads: bits depend on it."""
-    return max(1, min(UNITS // units, lines, macs // 1_000_000))
+    parts = max(1, min(UNITS // units, lines, macs // 1_000_000))
+    return shared_parts(units, parts, min(2 * parts, lines))
 
 
 def _summed(plan, geometry, parts):

@@ -15,7 +15,7 @@ from loopconv.tiled.layout import (
     merged_layout,
     zones_of_taps,
 )
-from loopconv.tiled.panels import copies_of_a_part, rows_of_phase
+from loopconv.tiled.panels import copies_of_a_part, ordered, rows_of_phase, tiles_of_parts
 from loopconv.tiled.simd import sides
 
 # (rows, cols) of tiles that fit into 32 or 16 vector registers with their operands: rows*cols
@@ -56,8 +56,9 @@ PART = 4
 # A gathered tiling has a table of its copies; beyond so many entries it would not stay in the caches.
 GATHERED_COPIES = 1 << 16
 
-# A call is cut into about this many units of work, so that threads can share them evenly.
-UNITS = 16
+# A call is cut into about this many units of work, so that threads can share them evenly, and into more where they take
+# so many times as long as even shares would.
+UNITS, UNEVEN = 16, 1.05
 
 # Bytes of B that the weight kernel goes through before it adds to its sums, and of sums that it keeps. In ms, with 24
 # and 96 KiB of B: 2.47 and 2.36 on 3->64 7x7, stride 2, 224x224, 0.50 and 0.48 on 16->96 1x1, 112x112.
@@ -102,6 +103,16 @@ def lanes(dtype):
 def even(size, most):
     """The largest chunk of at most `most`, such that all chunks of `size` are about as large."""
     return -(-size // -(-size // max(1, min(size, most))))
+
+
+def unevenness(units):
+    """How many times as long as even shares of the work whole units of it take, on average of 1, 1, 2 and 4 threads."""
+    return sum(threads * -(-units // threads) for threads in (1, 1, 2, 4)) / (4 * units)
+
+
+def shared_parts(units, parts, most):
+    """Into how many parts to cut each of the units, of at least `parts` and at most `most`, for threads to share."""
+    return next((n for n in range(parts, most + 1) if unevenness(units * n) <= UNEVEN), parts)
 
 
 def few_lanes(dtype):
@@ -244,8 +255,23 @@ def indirect_parts(t, layout, rows, cols):
 
     shares = min(range(1, blocks + 1), key=lambda n: n * source + -(-pixels // part(n)) * weights)
     size = part(shares)
-    shares = min(blocks, max(shares, -(-UNITS // (images * -(-pixels // size)))))
+    parts = -(-pixels // size)
+    shares = min(blocks, max(shares, -(-UNITS // (images * parts))))
+    if images * shares * parts < UNITS:
+        size = _shared_size(layout, rows, images * shares, parts)
     return size, shares, even(t.C, CHUNK_BYTES // (-(-blocks // shares) * channel))
+
+
+def _shared_size(layout, rows, units, parts):
+    """Pixels of a part of each of so few units, which are cut into at least `parts`.
+
+    Smaller parts have more tiles, as each tile is of one phase: 192->192 1x7, 17x17, cut at the padding, in 3 units of
+    all pixels and in 9 and 18 of a third and a sixth 1.29, 1.29 and 1.63 ms, on two threads 0.93, 0.80 and 0.91; the
+    adjoint of 64->192 5x5, 27x27, in 1 and 16 4.03 and 4.07, on two 4.19 and 2.32.
+    """
+    phases, pixels = ordered(layout)[0], int(layout.results[:, 2:5].prod(axis=1).sum())
+    sizes = {-(-pixels // (parts * rows)) * rows for parts in range(parts, max(parts, -(-UNITS // units)) + 1)}
+    return min(sizes, key=lambda n: tiles_of_parts(phases, rows, n).sum() * unevenness(units * -(-pixels // n)))
 
 
 def reach(t, layout):
@@ -378,6 +404,7 @@ def winograd_weight_tile(p, taps, tiles, dtype):
     count = p.N * len(tiles.lines) * tiles.tiles
     units = p.G * T * -(-B // (cols * n)) * -(-A // channels)
     parts = max(1, min(UNITS // units, count // PART_TILES))
+    parts = shared_parts(units, parts, min(2 * parts, count))
     chunk = even(-(-count // parts), INPUTS_BYTES // (size * np.dtype(dtype).itemsize * (channels + cols * n)))
     x_vectors, y_vectors = (channels // n, cols) if swapped else (cols, channels // n)
     transforms = size * T * (x_vectors * WINOGRAD_X + y_vectors * WINOGRAD_GRAD) * per_cycle()
