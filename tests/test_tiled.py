@@ -681,6 +681,16 @@ def test_depthwise_columns_are_cut():
         assert tiles.depthwise_weight_tile(Q, [3, 3, 3], FLOAT32)[0] == lanes
 
 
+def test_few_units_are_ones_that_threads_share_evenly():
+    assert [round(tiles.unevenness(units), 2) for units in (1, 2, 3, 4, 7, 15, 16)] == [2, 1.25, 1.17, 1, 1.07, 1.03, 1]
+    assert [tiles.shared_parts(1, parts, 20) for parts in (1, 3, 4, 7, 15, 17)] == [4, 4, 4, 8, 15, 17]
+    assert tiles.shared_parts(1, 3, 3) == 3
+    for contraction in ("forward", "adjoint"):
+        g = geometry.conv((1, 64, 27, 27), (192, 64, 5, 5), padding=2)
+        stage = driver.sum_plan(contraction, g, FLOAT32, "indirect").call[-1]
+        assert tiles.unevenness(stage.units) <= tiles.UNEVEN
+
+
 def test_dots_in_parts(force, launched):
     g = geometry.conv((2, 2, 97, 161), (3, 2, 5, 5), padding=2)
     for units, several in ((1, False), (64, True)):

@@ -264,8 +264,6 @@ def direct_plan(t):
     # single pixels is 2.6 to 2.9 times as fast on two threads; but each share fills its panels anew
     apart = units if paneled else p.N * p.G
     shares = min(most, max(-(-blocks // fitting), -(-UNITS // max(apart * parts, 1))))
-    if not paneled:
-        shares = shared_parts(units * parts, shares, min(most, 2 * shares))
     sums = F * -(-blocks // shares) * rows * part * width
     weight_steps, weight_offsets = _weights_at(t, rows, tiling.phases, tiling.chunk)
     numbers = _tables(
@@ -758,7 +756,7 @@ def dots_plan(geometry, dtype):
 def _parts(units, lines, macs):
     """Into how many sums to cut the lines of pixels, none empty; not by the number of threads: bits depend on it."""
     parts = max(1, min(UNITS // units, lines, macs // 1_000_000))
-    return shared_parts(units, parts, min(2 * parts, lines))
+    return shared_parts(units, parts, min(2 * parts, lines, macs // 500_000))
 
 
 def _summed(plan, geometry, parts):

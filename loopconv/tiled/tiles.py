@@ -56,8 +56,8 @@ PART = 4
 # A gathered tiling has a table of its copies; beyond so many entries it would not stay in the caches.
 GATHERED_COPIES = 1 << 16
 
-# A call is cut into about this many units of work, so that threads can share them evenly, and into more where they take
-# so many times as long as even shares would.
+# A call is cut into about this many units of work, so that threads can share them evenly; if into fewer, then into so
+# many that threads take at most so many times as long as with even shares.
 UNITS, UNEVEN = 16, 1.05
 
 # Bytes of B that the weight kernel goes through before it adds to its sums, and of sums that it keeps. In ms, with 24
@@ -112,7 +112,8 @@ def unevenness(units):
 
 def shared_parts(units, parts, most):
     """Into how many parts to cut each of the units, of at least `parts` and at most `most`, for threads to share."""
-    return next((n for n in range(parts, most + 1) if unevenness(units * n) <= UNEVEN), parts)
+    counts = range(parts, most + 1) if units * parts < UNITS else ()
+    return next((n for n in counts if unevenness(units * n) <= UNEVEN), parts)
 
 
 def few_lanes(dtype):
