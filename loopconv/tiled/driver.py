@@ -30,6 +30,7 @@ from loopconv.tiled.simd import MATRICES
 from loopconv.tiled.team import team
 from loopconv.tiled.tiles import (
     OWN_BYTES,
+    OWN_WORK,
     UNITS,
     direct_layout,
     direct_tile,
@@ -164,18 +165,18 @@ def run(stages, arrays, rooms, workspace, work):
     """
     workers = threads.worth(work)
     if workers == 1 or not team.is_free.acquire(blocking=False):
-        return run_on(1, stages, arrays, rooms, workspace)
+        return run_on(1, stages, arrays, rooms, workspace, work)
     try:
-        return run_on(team.gather(workers, work), stages, arrays, rooms, workspace)
+        return run_on(team.gather(workers, work), stages, arrays, rooms, workspace, work)
     finally:
         team.let_go()
 
 
-def run_on(workers, stages, arrays, rooms, workspace):
+def run_on(workers, stages, arrays, rooms, workspace, work):
     """The stages on so many threads; see `run`."""
     dtype, own, before, said = arrays["w"].dtype, {}, [], 0
     if workers > 1:
-        fitting = OWN_BYTES // (workers * dtype.itemsize)
+        fitting = min(OWN_BYTES // (workers * dtype.itemsize), work // (OWN_WORK * (workers - 1)))
         own = {stage.fills: rooms[stage.fills] for stage in stages if rooms.get(stage.fills, fitting + 1) <= fitting}
     for name, size in rooms.items():
         arrays[name] = workspace.room(name, workers * apart(size) if name in own else size, dtype)
@@ -264,7 +265,7 @@ def is_winograd_faster(t, direct, indirect):
     In a plain call, its transform of the weights included.
     """
     tiles = tile_lines(t.geometry, t.adjoint, 2)
-    others = [tile(t.M, t.C, layout, t.dtype)[0] for tile, layout in ((direct_tile, direct), (indirect_tile, indirect))]
+    others = direct_tile(t.M, t.C, direct, t.dtype)[0], indirect_tile(t, indirect)[0]
     return winograd_tile(t, 2, stencil_taps(t.geometry), tiles)[0] < min(others)
 
 

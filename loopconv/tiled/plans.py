@@ -34,12 +34,14 @@ from loopconv.tiled.tiles import (
     IMAGES_WORK,
     INPUTS_BYTES,
     LEAST_IMAGES,
+    MANY_STENCILS,
     PANEL_BYTES,
     PANELED,
     PIXELS_BYTES,
     PRODUCTS_BYTES,
     TOGETHER_BYTES,
     TOTALS_BYTES,
+    TRANSFORMED_TOGETHER,
     UNITS,
     blocks_of_a_share,
     channel_lanes,
@@ -290,7 +292,7 @@ def indirect_plan(t):
     is_cut = any(layout is one for one in cut_layouts(t.p, t.adjoint, True))
     tests = _test_weights(t, is_cut)
     t, p, dtype, M, C, n = t._replace(layout=layout), t.p, t.dtype, t.M, t.C, lanes(t.dtype)
-    _, rows, cols = indirect_tile(M, C, layout, dtype)
+    _, rows, cols = indirect_tile(t, layout)
     size, shares, chunk = indirect_parts(t, layout, rows, cols)
     listing = panels.listed(layout, rows, size)
     parts, pitch = len(listing.parts) - 1, -(-M // (cols * n * shares)) * cols * n
@@ -441,7 +443,8 @@ def _stencil_table(t, sets):
             step_s = taps[one.tap + one.step_s] - first if one.cols > 1 else 0
             table += [first, step_r, step_s, one.rows, one.cols]
         table += [0] * 5 * (T - len(stencils))
-    return np.array([t.M, t.C, *t.w_steps, len(sets), T, *table], np.int64)
+    together = TRANSFORMED_TOGETHER if len(sets) * T > MANY_STENCILS else t.C
+    return np.array([t.M, t.C, *t.w_steps, len(sets), T, together, *table], np.int64)
 
 
 def depthwise_plan(t):

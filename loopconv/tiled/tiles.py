@@ -76,8 +76,10 @@ TOGETHER_BYTES = 8 << 10
 
 
 # Copies and packed weights of up to so many bytes for all threads together are made by each thread for itself: to write
-# what others have in their caches takes longer, see README.md.
-OWN_BYTES = 6 << 20
+# what others have in their caches takes longer, see README.md. But only where a call's multiply-adds are so many times
+# the elements that are written more than once: the weights of 128->256 16 taps, stride 8, 200 pixels, with 133 for
+# each, take one thread 0.44 ms, and all else two threads 0.9.
+OWN_BYTES, OWN_WORK = 6 << 20, 150
 
 
 @cache
@@ -144,10 +146,11 @@ PACK, FAR_PACK = 8, 30
 # 7 % were expected to be saved, -2 to 11 were, but with 32x32 taps, which all phases read again, 20 lost.
 CUT, CUT_CALL = 1.06, 5000
 
-# The same for the indirect kernel, whose tiles read the weights once more for each phase: 512->512 3x3, 7x7, cut on
-# both axes takes 1.2 times as long as whole, where 0.94 was expected. And what its sums cost more where it reads more
-# than so many bytes of the source: 256->256 3x3, 56x56, takes 1.15 times as long as by the direct kernel.
-INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.08, 1.08, 2 << 20
+# The same for the indirect kernel: of 28 cuts 25 took 0.98 to 1.03 times as long as expected, and three of the last
+# axis, 27x27 and 28x28, 1.06. And what a tile of one vector costs more where it reads more than so many bytes of the
+# source, for each of its vectors anew: 64->144 3x1x1 on 8x28x28, the adjoint, takes 1.4 times as long as by the direct
+# kernel, 64->128 3x3 on 112x112, with four vectors, 1.0.
+INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.02, 0.3, 2 << 20
 
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
@@ -204,7 +207,7 @@ def indirect_layout(t):
     """(cost, layout) as `direct_layout`, for the indirect kernel: x is one plane, cut at the padding or not."""
 
     def cost(layout):
-        sums = indirect_tile(t.M, t.C, layout, t.dtype)[0] * (INDIRECT_FAR if reach(t, layout) > REACH_BYTES else 1)
+        sums = indirect_tile(t, layout)[0]
         return sums + (0 if is_in_place(layout, t.source.sizes, t.source.steps) else _copy_cost(t, layout))
 
     layouts = [t.layout if t.adjoint else forward_layout(t.p, whole=True)]
@@ -222,18 +225,18 @@ def _copy_cost(t, layout):
     return t.C * layout.channel / lanes(t.dtype) * (FAR_PACK if _is_far(t, layout) else PACK)
 
 
-def indirect_tile(M, C, layout, dtype):
-    """(cost, rows, cols) of the cheapest way to sum M result channels over C with pixels found by a table.
+def indirect_tile(t, layout):
+    """(cost, rows, cols) of the cheapest way to do a `plans.Task` in this layout with pixels found by a table.
 
     Only whole tiles of channels: the packed weights end with the last vector.
     """
-    vectors, taps = -(-M // lanes(dtype)), np.diff(layout.results[:, :2])[:, 0]
-    pixels = layout.results[:, 2:5].prod(axis=1)
+    vectors, taps = -(-t.M // lanes(t.dtype)), np.diff(layout.results[:, :2])[:, 0]
+    pixels, is_far = layout.results[:, 2:5].prod(axis=1), reach(t, layout) > REACH_BYTES
 
     def cost(tile):
         rows, cols = tile
-        step = _step(rows, cols) + (1 if cols > 1 else 2)
-        each = C * taps * step + TILE + WRITE * rows * cols
+        step = (_step(rows, cols) + (cols == 1)) * (1 + is_far * INDIRECT_FAR / cols)
+        each = t.C * taps * step + TILE + WRITE * rows * cols
         return int((-(-pixels // rows) * each).sum()) * vectors // cols
 
     best = min((tile for tile in INDIRECT_TILES[registers()] if vectors % tile[1] == 0), key=cost)
@@ -351,7 +354,15 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 # those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
-WINOGRAD_WEIGHT = 0.6
+WINOGRAD_WEIGHT, WINOGRAD_MANY_WEIGHTS = 0.6, 1.5
+# How many times what is expected of them calls take with one stencil, with several whose sums are added, and with
+# several sets of them, all against other algorithms: of 68 calls the times of the best other over those of 'winograd2'
+# are then predicted with a standard deviation of 10 %.
+WINOGRAD_ONE, WINOGRAD_SUMS, WINOGRAD_SETS = 0.93, 1.07, 0.9
+# Channels whose weights are transformed before those of the next, where more than so many stencils are of the same
+# lines: 128->256 16 taps, stride 8, 0.51 -> 0.40 ms. Put into vectors of rows first they took 0.20, but other weights
+# longer (128->128 3x3 0.06 -> 0.09, the adjoint of 256->128 16 taps, stride 8, 0.29 -> 0.52).
+TRANSFORMED_TOGETHER, MANY_STENCILS = 16, 4
 # The same of pixels apart where the results take more bytes than this, and each of their lines is fetched for each
 # phase (128->128, 3 taps, dilation 8: 0.86 of the time of 'direct' on 4000 pixels, 1.11 on 16000).
 FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
@@ -374,13 +385,15 @@ def winograd_tile(t, m, taps, tiles):
     transforms = T * C * (WINOGRAD_INPUT + WINOGRAD_INPUT_NUMBER * size) + M * result
     transforms *= F * lines * -(-tiles.tiles // n) * per_cycle()
     sums = C * int(np.diff(tiles.ranges).sum())
+    each = WINOGRAD_MANY_WEIGHTS if F * T > MANY_STENCILS else WINOGRAD_WEIGHT
+    factor = WINOGRAD_SETS if F > 1 else WINOGRAD_SUMS if T > 1 else WINOGRAD_ONE
 
     def cost(tile):
         rows, cols = tile
         blocks = -(-M // rows)
         products = blocks * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
-        weights = 0 if t.is_planned else size * F * T * C * blocks * -(-rows // n) * n * WINOGRAD_WEIGHT / t.p.N
-        return products + transforms + weights * per_cycle()
+        weights = 0 if t.is_planned else size * F * T * C * blocks * -(-rows // n) * n * each / t.p.N
+        return factor * (products + transforms + weights * per_cycle())
 
     best = min(TILES[registers()], key=cost)
     return cost(best), *best

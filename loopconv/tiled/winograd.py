@@ -87,33 +87,33 @@ def make_transform_set(m, R, S, rows, are_whole):
 
     @linked(w=ARRAY, plan=TABLE, u=ARRAY)
     @named(m, R, S, rows, are_whole)
-    def transform_set(w, plan, where, block, f, u, begin):
-        """Write set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
+    def transform_set(w, plan, where, block, f, c0, c1, u, begin):
+        """Write the channels c0 .. c1-1 of set f of a row block to u[begin:] (numbers of a tile, T, C, rows).
 
-        Rows past the last are zeros. The table begins at plan[where], and after its first 7 numbers has for each set
+        Rows past the last are zeros. The table begins at plan[where], and after its first 8 numbers has for each set
         and each of its T stencils (first tap, steps between rows and columns, how many rows and columns).
         """
         table = pointer(plan, where)
         M, C, w_group, w_row, w_channel, T = table[0], table[1], table[2], table[3], table[4], table[6]
         blocks, step = (M + rows - 1) // rows, T * C * rows
         m0 = block % blocks * rows
-        here, first = min(rows, M - m0), block // blocks * w_group + m0 * w_row
+        here, first = min(rows, M - m0), block // blocks * w_group + m0 * w_row + c0 * w_channel
         for t in range(T):
-            one = 7 + (f * T + t) * 5
+            one = 8 + (f * T + t) * 5
             at, step_r, step_s, high, wide = (
                 first + table[one], table[one + 1], table[one + 2], table[one + 3], table[one + 4],
             )  # fmt: skip
-            to = begin + t * C * rows
+            to = begin + (t * C + c0) * rows
             if here < rows:
-                of_last(w, at, here, high, wide, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_last(w, at, here, high, wide, w_row, w_channel, step_r, step_s, c1 - c0, u, to, step)
             elif are_whole or (high == R and wide == S):
-                of_all(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_all(w, at, w_row, w_channel, step_r, step_s, c1 - c0, u, to, step)
             elif high == R:
-                of_less(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_less(w, at, w_row, w_channel, step_r, step_s, c1 - c0, u, to, step)
             elif wide == S:
-                of_low(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_low(w, at, w_row, w_channel, step_r, step_s, c1 - c0, u, to, step)
             else:
-                of_few(w, at, w_row, w_channel, step_r, step_s, C, u, to, step)
+                of_few(w, at, w_row, w_channel, step_r, step_s, c1 - c0, u, to, step)
         return 0
 
     return transform_set
@@ -127,10 +127,12 @@ def make_transform_weights(m, R, S, rows, are_whole):
     def transform_weights(arrays, scratch, plan, first, last):
         """Write the row blocks first .. last-1 of u (block, set of weights, numbers of a tile, T, C, rows)."""
         w, u = arrays
-        C, F, T = plan[1], plan[5], plan[6]
+        C, F, T, together = plan[1], plan[5], plan[6], plan[7]
         for block in range(first, last):
-            for f in range(F):
-                transform_set(w, plan, 0, block, f, u, (block * F + f) * down * across * T * C * rows)
+            for c0 in range(0, C, together):
+                for f in range(F):
+                    begin = (block * F + f) * down * across * T * C * rows
+                    transform_set(w, plan, 0, block, f, c0, min(c0 + together, C), u, begin)
         return 0
 
     return transform_weights
@@ -247,7 +249,7 @@ def make_winograd(m, R, S, lanes, rows, cols, is_fused):
             for b0 in range(block0, block1, group):
                 b1 = min(b0 + group, block1)
                 if is_fused:
-                    transform_set(weights, plan, plan[22], g * blocks + b0, f, u, u_block)
+                    transform_set(weights, plan, plan[22], g * blocks + b0, f, 0, C, u, u_block)
                 # products: (size, rows of these blocks, tiles), each a sum over stencils and channels
                 for xi in range(size):
                     t0, t1 = plan[ranges + 2 * xi], plan[ranges + 2 * xi + 1]
