@@ -235,7 +235,8 @@ def indirect_tile(t, layout):
 
     def cost(tile):
         rows, cols = tile
-        step = (_step(rows, cols) + (cols == 1)) * (1 + is_far * INDIRECT_FAR / cols)
+        step = _step(rows, cols) + (cols == 1) + (vector_bytes() < 64)  # of 103 calls, measured with AVX-512
+        step *= 1 + is_far * INDIRECT_FAR / cols
         each = t.C * taps * step + TILE + WRITE * rows * cols
         return int((-(-pixels // rows) * each).sum()) * vectors // cols
 
