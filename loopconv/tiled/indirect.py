@@ -22,7 +22,7 @@ from loopconv.tiled.simd import (
     tile_zeros,
 )
 
-# How many steps ahead weights are asked for.
+# How many steps ahead weights, and pixels, are asked for.
 STEPS_AHEAD = 32
 
 
@@ -54,8 +54,12 @@ def make_write_pixels(lanes):
     return write_pixels
 
 
-def make_indirect(lanes, rows, cols):
-    """The indirect kernel with a tile of `rows` pixels x `cols` vectors of result channels."""
+def make_indirect(lanes, rows, cols, is_far):
+    """The indirect kernel with a tile of `rows` pixels x `cols` vectors of result channels.
+
+    Where the source is far, its pixels are asked for too: 128->256 2x2, stride 2, 112x112, 9.0 -> 7.6 ms; but 512->1024
+    1x1, stride 2, 28x28, 2.1 -> 2.3.
+    """
     width, write_pixels = cols * lanes, make_write_pixels(lanes)
 
     def indirect(arrays, scratch, plan, first, last):
@@ -98,6 +102,10 @@ def make_indirect(lanes, rows, cols):
                             ahead = i + offsets[step + 2 * STEPS_AHEAD + 1]
                             for n in range(cols):
                                 prefetch(w, ahead + n * column, 1)
+                            if is_far:
+                                ahead, pixel = base + offsets[step + 2 * STEPS_AHEAD], pixel_table + tile * rows
+                                prefetch(buffer, ahead + plan[pixel], 1)
+                                prefetch(buffer, ahead + plan[pixel + rows - 1], 1)
                         tile_store(acc, scratch, sums, pitch, lanes)
             m0, m1 = g * M + r0 * width, g * M + min(r1 * width, M)
             begin, end = part * size, min((part + 1) * size, pixels)

@@ -147,10 +147,10 @@ PACK, FAR_PACK = 8, 30
 CUT, CUT_CALL = 1.06, 5000
 
 # The same for the indirect kernel: of 28 cuts 25 took 0.98 to 1.03 times as long as expected, and three of the last
-# axis, 27x27 and 28x28, 1.06. And what a tile of one vector costs more where it reads more than so many bytes of the
-# source, for each of its vectors anew: 64->144 3x1x1 on 8x28x28, the adjoint, takes 1.4 times as long as by the direct
-# kernel, 64->128 3x3 on 112x112, with four vectors, 1.0.
-INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.02, 0.3, 2 << 20
+# axis, 27x27 and 28x28, 1.06. Where it reads more than so many bytes of the source, it asks for pixels ahead (the
+# adjoint of 64->144 3x1x1, 8x28x28: 4.0 -> 3.3 ms), and takes no longer than expected, but with tiles of one vector so
+# many times as long.
+INDIRECT_CUT, INDIRECT_FAR, REACH_BYTES = 1.02, 1.15, 1 << 20
 
 # What a step of a tile costs more than in the best case. AVX2, with 512 KiB of second-level cache: where it reads the
 # buffer itself instead of a panel, and channels are in pages of their own (67 against 75 GFLOP/s on 256->256 3x3,
@@ -231,12 +231,12 @@ def indirect_tile(t, layout):
     Only whole tiles of channels: the packed weights end with the last vector.
     """
     vectors, taps = -(-t.M // lanes(t.dtype)), np.diff(layout.results[:, :2])[:, 0]
-    pixels, is_far = layout.results[:, 2:5].prod(axis=1), reach(t, layout) > REACH_BYTES
+    pixels, far = layout.results[:, 2:5].prod(axis=1), INDIRECT_FAR if is_far(t, layout) else 1
 
     def cost(tile):
         rows, cols = tile
         step = _step(rows, cols) + (cols == 1) + (vector_bytes() < 64)  # of 103 calls, measured with AVX-512
-        step *= 1 + is_far * INDIRECT_FAR / cols
+        step *= far if cols == 1 else 1
         each = t.C * taps * step + TILE + WRITE * rows * cols
         return int((-(-pixels // rows) * each).sum()) * vectors // cols
 
@@ -277,6 +277,11 @@ def _shared_size(layout, rows, units, parts):
     phases, pixels = ordered(layout)[0], int(layout.results[:, 2:5].prod(axis=1).sum())
     sizes = {-(-pixels // (parts * rows)) * rows for parts in range(parts, max(parts, -(-UNITS // units)) + 1)}
     return min(sizes, key=lambda n: tiles_of_parts(phases, rows, n).sum() * unevenness(units * -(-pixels // n)))
+
+
+def is_far(t, layout):
+    """Whether the indirect kernel's pixels do not stay in the caches that are near."""
+    return reach(t, layout) > REACH_BYTES
 
 
 def reach(t, layout):
