@@ -419,7 +419,7 @@ def winograd_plan(t, m):
     of_block, prepare, kept = size * T * t.C * rows, (), {}
     if not is_fused:
         kernel, kept = compiled(make_transform_weights, m, *taps, rows, are_whole), {"u": p.G * blocks * F * of_block}
-        # picked by many stencils they take longer: 256->128 16 taps, stride 8, 2.43 -> 2.97 ms if two threads both do it
+        # number by number they take longer: 256->128 16 taps, stride 8, 2.43 -> 2.97 ms if two threads both do it
         fills = _of_all("u", p.G) if F * T <= MANY_STENCILS else None
         prepare = (Stage(kernel, ("w", "u"), _stencil_table(t, stencils), p.G * blocks, fills=fills),)
     room = n + size * (step + v_step) + n + high * wide * n + is_fused * of_block
@@ -527,8 +527,11 @@ def _pack_source(t, slack):
     channels = t.p.N * t.p.G * t.C
     size = channels * t.layout.channel + slack
     numbers = np.array([slack, t.layout.channel, *_source_table(t)], np.int64)
-    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), *_reading(t))
-    stage = Stage(kernel, ("source", "buffer"), numbers, channels, fills=_of_all("buffer", t.p.N * t.p.G))
+    every, planes = _reading(t)
+    kernel = compiled(packers.make_pack, row_lanes(t.layout.lengths[2], t.dtype), every, planes)
+    # number by number that takes longer
+    fills = _of_all("buffer", t.p.N * t.p.G) if every else None
+    stage = Stage(kernel, ("source", "buffer"), numbers, channels, fills=fills)
     return stage, {"buffer": size}
 
 
