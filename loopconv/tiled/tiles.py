@@ -365,6 +365,10 @@ WINOGRAD_WEIGHT, WINOGRAD_MANY_WEIGHTS = 0.6, 1.5
 # several sets of them, all against other algorithms: of 68 calls the times of the best other over those of 'winograd2'
 # are then predicted with a standard deviation of 10 %.
 WINOGRAD_ONE, WINOGRAD_SUMS, WINOGRAD_SETS = 0.93, 1.07, 0.9
+# And their products, where the inputs of one vector of each column do not fit into the second-level cache: plans of the
+# adjoint of 256->512 4x4, stride 2, 16 images of 4x4, took 6.9 ms on one thread and 3.7 to 9.5 on two, of the indirect
+# kernel 7.9, and 4.1 to 4.3.
+NEAR_BYTES, WINOGRAD_SPILLED = 1 << 20, 1.25
 # Channels whose weights are transformed before those of the next, where more than so many stencils are of the same
 # lines: 128->256 16 taps, stride 8, 0.51 -> 0.40 ms. Put into vectors of rows first they took 0.20, but other weights
 # longer (128->128 3x3 0.06 -> 0.09, the adjoint of 256->128 16 taps, stride 8, 0.29 -> 0.52).
@@ -398,6 +402,8 @@ def winograd_tile(t, m, taps, tiles):
         rows, cols = tile
         blocks = -(-M // rows)
         products = blocks * -(-lines * tiles.tiles // (cols * n)) * sums * _step(rows, cols)
+        if size * T * C * cols * n * t.dtype.itemsize > NEAR_BYTES:
+            products *= WINOGRAD_SPILLED
         weights = 0 if t.is_planned else size * F * T * C * blocks * -(-rows // n) * n * each / t.p.N
         return factor * (products + transforms + weights * per_cycle())
 
