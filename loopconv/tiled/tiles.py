@@ -395,7 +395,7 @@ def winograd_tile(t, m, taps, tiles):
     transforms = T * C * (WINOGRAD_INPUT + WINOGRAD_INPUT_NUMBER * size) + M * result
     transforms *= F * lines * -(-tiles.tiles // n) * per_cycle()
     sums = C * int(np.diff(tiles.ranges).sum())
-    each = WINOGRAD_MANY_WEIGHTS if F * T > MANY_STENCILS else WINOGRAD_WEIGHT
+    each = WINOGRAD_WEIGHT if F * T == 1 else WINOGRAD_MANY_WEIGHTS
     factor = WINOGRAD_SETS if F > 1 else WINOGRAD_SUMS if T > 1 else WINOGRAD_ONE
 
     def cost(tile):
