@@ -479,6 +479,7 @@ def test_indirect_in_chunks_parts_and_shares(contraction, layout, force):
     c, k = (C, M) if contraction == "forward" else (M, C)
     for chunk, sums, units, part in itertools.product((1, 4000, 512 << 10), (1, 192 << 10), (1, 16), (1, 4)):
         sizes = {"CHUNK_BYTES": chunk, "INDIRECT_SUMS_BYTES": sums, "UNITS": units, "PART": part}
+        sizes["REACH_BYTES"] = 0 if part == 1 else 1 << 20  # with and without asking for pixels
         force(indirect_layout=layout, **sizes)
         for g in (
             geometry.conv((1, c, 23, 19), (k, c, 3, 2)),

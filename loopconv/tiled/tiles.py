@@ -354,16 +354,18 @@ def blocks_of_a_share(layout, rows, positions, dtype):
 
 # Cycles of Winograd's transforms of a vector of tiles: for each one of the inputs, for each of its numbers, and of the
 # results'; for each pixel of results that lie two or more apart; and, in plain calls, for each number of a kernel and
-# lane left empty beside it, beyond what weights of the direct kernel take (3x3, predicted and measured: 512->512, 7x7
-# 1.3 and 1.5, 14x14 1.6 and 1.4, 256->256, 14x14 1.6 and 1.4, 384->384, 6x6 1.0 and 1.2). The others fitted to 43
-# geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three axes: the times of 'direct' over
-# those of planned 'winograd2', 0.6 to 2.1, are predicted with a standard deviation of 7 %.
+# lane left empty beside it, beyond what weights of the direct kernel take, with one stencil and with several. The
+# others were fitted to 43 geometries of 8 to 512 channels, strides 1 and 2, dilations 1 to 6, one to three axes: the
+# times of 'direct' over those of planned 'winograd2', 0.6 to 2.1, with a standard deviation of 7 %.
 WINOGRAD_INPUT, WINOGRAD_INPUT_NUMBER, WINOGRAD_RESULT_NUMBER = 26, 5, 7
 WINOGRAD_PAIRED, WINOGRAD_APART = 7, 25
 WINOGRAD_WEIGHT, WINOGRAD_MANY_WEIGHTS = 0.6, 1.5
-# How many times what is expected of them calls take with one stencil, with several whose sums are added, and with
-# several sets of them, all against other algorithms: of 68 calls the times of the best other over those of 'winograd2'
-# are then predicted with a standard deviation of 10 %.
+# The same of pixels apart where the results take more bytes than this, and each of their lines is fetched for each
+# phase (128->128, 3 taps, dilation 8: 0.86 of the time of 'direct' on 4000 pixels, 1.11 on 16000).
+FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
+# How many times as long as all that calls take with one stencil, with several whose sums are added, and with several
+# sets of them, on one thread and on two: of 74 calls the times of the best other over those of 'winograd2', 0.75 to
+# 1.7, are then predicted with standard deviations of 10 and 13 %.
 WINOGRAD_ONE, WINOGRAD_SUMS, WINOGRAD_SETS = 0.93, 1.07, 0.9
 # And their products, where the inputs of one vector of each column do not fit into the second-level cache: plans of the
 # adjoint of 256->512 4x4, stride 2, 16 images of 4x4, took 6.9 ms on one thread and 3.7 to 9.5 on two, of the indirect
@@ -373,10 +375,7 @@ NEAR_BYTES, WINOGRAD_SPILLED = 1 << 20, 1.25
 # lines: 128->256 16 taps, stride 8, 0.51 -> 0.40 ms. Put into vectors of rows first they took 0.20, but other weights
 # longer (128->128 3x3 0.06 -> 0.09, the adjoint of 256->128 16 taps, stride 8, 0.29 -> 0.52).
 TRANSFORMED_TOGETHER, MANY_STENCILS = 16, 4
-# The same of pixels apart where the results take more bytes than this, and each of their lines is fetched for each
-# phase (128->128, 3 taps, dilation 8: 0.86 of the time of 'direct' on 4000 pixels, 1.11 on 16000).
-FAR_BYTES, WINOGRAD_FAR = 4 << 20, 135
-# The same of the weights' gradient, for each number of a vector of inputs, of results, and of kernels. Times of 'outer'
+# Cycles of the weights' gradient for each number of a vector of inputs, of results, and of kernels. Times of 'outer'
 # over those of 'winograd2', predicted and measured: 3x3 64->64 at 56x56 1.8 and 1.7, 256->256 at 14x14 1.4 and 1.4,
 # 512->512 at 7x7 0.7 and 0.9, 8->8 at 128x128 0.9 and 1.0, dilation 2 256->256 at 28x28 1.7 and 1.6, stride 2 128->128
 # at 56x56 1.1 and 1.1; 4x4 stride 2 256->512 at 8x8, 16 images, 1.2 and 1.0; 1-D 3 taps 128->128 1.3 and 1.1.
