@@ -56,10 +56,10 @@ from loopconv.tiled.tiles import (
     indirect_layout,
     indirect_parts,
     indirect_tile,
-    is_far,
     is_read_in_place,
     lanes,
     outer_tile,
+    reads_far,
     row_lanes,
     shared_parts,
     winograd_tile,
@@ -311,7 +311,7 @@ def indirect_plan(t):
     in_place = is_in_place(layout, t.source.sizes, t.source.steps)
     pack, rooms = (None, {}) if in_place else _pack_source(t, 0)
     weights, kept = _pack_weights(t, n, column)
-    kernel = compiled(make_indirect, n, rows, cols, is_far(t, layout))
+    kernel = compiled(make_indirect, n, rows, cols, reads_far(t, layout))
     call = Stage(
         kernel, ("source" if in_place else "buffer", "packed", "out", "bias"), numbers,
         p.N * p.G * parts * shares, (listing.most * rows + n) * pitch,

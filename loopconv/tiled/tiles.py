@@ -231,7 +231,7 @@ def indirect_tile(t, layout):
     Only whole tiles of channels: the packed weights end with the last vector.
     """
     vectors, taps = -(-t.M // lanes(t.dtype)), np.diff(layout.results[:, :2])[:, 0]
-    pixels, far = layout.results[:, 2:5].prod(axis=1), INDIRECT_FAR if is_far(t, layout) else 1
+    pixels, far = layout.results[:, 2:5].prod(axis=1), INDIRECT_FAR if reads_far(t, layout) else 1
 
     def cost(tile):
         rows, cols = tile
@@ -279,7 +279,7 @@ def _shared_size(layout, rows, units, parts):
     return min(sizes, key=lambda n: tiles_of_parts(phases, rows, n).sum() * unevenness(units * -(-pixels // n)))
 
 
-def is_far(t, layout):
+def reads_far(t, layout):
     """Whether the indirect kernel's pixels do not stay in the caches that are near."""
     return reach(t, layout) > REACH_BYTES
 
