@@ -1,15 +1,12 @@
-"""What Python cannot say on a device: wide and asynchronous copies, register tiles, tensor cores.
+"""What Python cannot say on a device: wide and asynchronous copies, and register tiles.
 
 Each has a twin in plain Python, which runs in its place in the simulator. A tile is a value, as in
 `loopconv.tiled.simd`: a tuple of numbers, which stays in registers because nothing takes its address and its loops are
 unrolled when the code is generated.
 
 A thread's tile is made of quads: four neighbouring rows (result channels) and four neighbouring columns (pixels), each
-read from shared memory 128 bits at a time. Where the quads of a lane lie in the tile of its warp depends on the kind:
-
-* "fma": the lanes are 4 x 8; quads of rows are 16 apart, quads of columns 32.
-* "tf32": the fragments of mma.sync.m16n8k8, with rows and columns renamed so that what a lane holds of four
-  fragments lies side by side: quads of rows are 32 apart, and so are pairs of quads of columns.
+read from shared memory 128 bits at a time. The lanes of a warp are 4 x 8; quads of rows are 16 apart, quads of columns
+32. Tiles of tensor cores are in `fragments`.
 
 Numbers of 16 bits are widened when they are read and rounded when they are written, as in `elements`.
 """
@@ -83,6 +80,21 @@ def entry(typing, plan, i):
     return types.UniTuple(types.int32, 4)(plan, types.int64), codegen
 
 
+@paired(lambda spots, i: tuple(spots[i : i + 4]))
+def spot(typing, spots, i):
+    """The four 32-bit numbers from spots[i] on, in shared memory, by one load."""
+
+    def codegen(context, builder, signature, values):
+        kind = ir.VectorType(I32, 4)
+        address = _address(builder, _data(context, builder, spots, values[0]), values[1], I32, kind, SHARED)
+        vector = builder.load(address)
+        vector.align = WIDE
+        parts = [builder.extract_element(vector, I32(n)) for n in range(4)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(types.int32, 4)(spots, types.int32), codegen
+
+
 def _pixel(i, plan, at):
     i, parts = int(i), []
     for _ in range(3):
@@ -112,6 +124,39 @@ def pixel(typing, i, plan, at):
         return context.make_tuple(builder, signature.return_type, [*parts, i])
 
     return types.UniTuple(types.int64, 4)(types.int64, plan, types.int64), codegen
+
+
+# ------------------------------------------------------------------------------------------------ TF32
+
+
+def _rounded(value):
+    bits = np.asarray(value, np.float32).view(np.uint32)
+    size = np.minimum((bits & 0x7FFFFFFF) + np.uint32(0x1000), np.uint32(0x7FFFFFFF))
+    return ((size | bits & np.uint32(0x80000000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@paired(_rounded)
+def rounded(typing, value):
+    """float32 rounded to the 10 bits of TF32, the upper 19 of it, halves away from zero.
+
+    Half of what is left is added to the magnitude, but not above the largest NaN, which is what a GPU makes: it would
+    come out as a zero.
+    """
+
+    def codegen(context, builder, signature, values):
+        bits, largest = builder.bitcast(values[0], I32), I32(0x7FFFFFFF)
+        size = builder.add(builder.and_(bits, largest), I32(0x1000))
+        size = builder.select(builder.icmp_unsigned("<", size, largest), size, largest)
+        bits = builder.or_(size, builder.and_(bits, I32(0x80000000)))
+        return builder.bitcast(builder.and_(bits, I32(0xFFFFE000)), F32)
+
+    return types.float32(types.float32), codegen
+
+
+@paired(lambda value: value)
+def plain(typing, value):
+    """The value, where another kernel has it `rounded`."""
+    return types.float32(types.float32), lambda context, builder, signature, values: values[0]
 
 
 # ---------------------------------------------------------------------------- from global to shared memory
@@ -183,12 +228,7 @@ def make_arrived(groups):
 # --------------------------------------------------------------------------------------- register tiles
 
 
-def warp_tile(kind, row_quads, column_quads):
-    """(rows, columns) of a warp's tile."""
-    return (16 * row_quads, 32 * column_quads) if kind == "fma" else (32 * row_quads, 16 * column_quads)
-
-
-def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch, wide):
+def make_tile(dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch, wide):
     """(place, begin, multiply, finish) for a block's `tile` of (rows, columns).
 
     place(t)
@@ -203,32 +243,30 @@ def make_tile(kind, dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitc
         out[base + m * step + positions[first + j]] = tile[m, j], where the row exists and the position is not negative.
         With `wide`, the positions of quads are neighbours and aligned.
     """
-    spacing = 16 if kind == "fma" else 32
-    rows = [spacing * (m // QUAD) + m % QUAD for m in range(QUAD * row_quads)]
-    together = QUAD if kind == "fma" else 8
-    columns = [32 * (j // together) + j % together for j in range(QUAD * column_quads)]
+    rows = [16 * (m // QUAD) + m % QUAD for m in range(QUAD * row_quads)]
+    columns = [32 * (j // QUAD) + j % QUAD for j in range(QUAD * column_quads)]
     return (
-        make_place(kind, tile, warp_tile(kind, row_quads, column_quads), a_pitch, b_pitch),
+        make_place(tile[0] // (16 * row_quads), 16 * row_quads, 32 * column_quads),
         make_begin(dtype, rows, len(columns)),
-        make_multiply(kind, (rows, a_pitch, row_quads), (columns, b_pitch, column_quads), depth),
+        make_multiply((rows, a_pitch, row_quads), (columns, b_pitch, column_quads), depth),
         make_finish(rows, columns, wide),
     )
 
 
-def make_place(kind, tile, of_warp, a_pitch, b_pitch):
-    warp_rows, warp_columns = of_warp
-    warps_down = tile[0] // warp_rows
-
+def make_place(warps_down, warp_rows, warp_columns):
     def where(t):
         lane, warp = t & 31, t >> 5
-        above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
-        if kind == "fma":
-            row, column = above + (lane >> 3) * 4, left + (lane & 7) * 4
-            return lane, row, column, row, column
-        row, step = above + (lane >> 2) * 4, lane & 3
-        return lane, row, left + step * 8, row + step * a_pitch, left + (lane >> 2) * 4 + step * b_pitch
+        row = warp % warps_down * warp_rows + (lane >> 3) * QUAD
+        column = warp // warps_down * warp_columns + (lane & 7) * QUAD
+        return lane, row, column, row, column
 
-    @paired(where)
+    return placed(where, where)
+
+
+def placed(where, twin):
+    """The intrinsic place(t) that is ``where(t)`` in integers of 32 bits."""
+
+    @paired(twin)
     def place(typing, t):
         signature = types.UniTuple(types.int32, 5)(types.int32)
 
@@ -263,40 +301,25 @@ def make_begin(dtype, rows, columns):
     return begin
 
 
-def make_multiply(kind, of_a, of_b, depth):
+def make_multiply(of_a, of_b, depth):
     (rows, a_pitch, row_quads), (columns, b_pitch, column_quads) = of_a, of_b
 
-    def fma_twin(tile, shared, a, b, lane):
+    def twin(tile, shared, a, b, lane):
         for d in range(depth):
             tile = tile + np.outer(
                 shared[[a + d * a_pitch + m for m in rows]], shared[[b + d * b_pitch + j for j in columns]]
             )
         return tile
 
-    def tf32_twin(tile, shared, a, b, lane):
-        # the fragments of the whole warp hold these; see the test of the mapping
-        a, b = a - lane % 4 * a_pitch, b - lane % 4 * b_pitch - lane // 4 * QUAD + lane % 4 * 8
-        for d in range(depth):
-            left = _rounded(shared[[a + d * a_pitch + m for m in rows]])
-            tile = tile + np.outer(left, _rounded(shared[[b + d * b_pitch + j for j in columns]]))
-        return tile
-
-    @paired(fma_twin if kind == "fma" else tf32_twin)
+    @paired(twin)
     def multiply(typing, tile, shared, a, b, lane):
         def codegen(context, builder, signature, values):
             parts = cgutils.unpack_tuple(builder, values[0])
             element = _element(shared.dtype)
             data = _data(context, builder, shared, values[1])
             a, b = (_address(builder, data, at, element, element, SHARED) for at in values[2:4])
-            step = _fma_step if kind == "fma" else _tf32_step
-            for d in range(0, depth, 1 if kind == "fma" else 8):
-                parts = step(
-                    builder,
-                    parts,
-                    (a, d * a_pitch, a_pitch, row_quads),
-                    (b, d * b_pitch, b_pitch, column_quads),
-                    element,
-                )
+            for d in range(depth):
+                parts = _fma_step(builder, parts, (a, d * a_pitch, row_quads), (b, d * b_pitch, column_quads), element)
             return context.make_tuple(builder, signature.return_type, parts)
 
         return tile(tile, shared, types.int32, types.int32, types.int64), codegen
@@ -330,71 +353,10 @@ def make_finish(rows, columns, wide):
     return finish
 
 
-def _rounded(values):
-    """float32 rounded to the 10 bits of TF32, halves away from zero: what `_round` and `mma` do together."""
-    bits = np.asarray(values, np.float32).view(np.uint32)
-    size = np.minimum((bits & 0x7FFFFFFF) + np.uint32(0x1000), np.uint32(0x7FFFFFFF))
-    return ((size | bits & np.uint32(0x80000000)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
 def _fma_step(builder, parts, a, b, element):
     """One outer product."""
-    left, right = (_quads(builder, *side[:2], side[3], 16 if side is a else 32, element) for side in (a, b))
-    columns = len(right)
-    return [builder.fma(left[i // columns], right[i % columns], part) for i, part in enumerate(parts)]
-
-
-MMA = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
-
-
-def fragments(row_quads, column_quads):
-    """Which numbers of a lane each mma takes: [(rows of a, columns of b, elements of the tile)].
-
-    Rows are (half of the depth, number among the lane's rows), columns alike; elements are (row, column).
-    """
-    for m in range(0, QUAD * row_quads, 2):
-        for group in range(0, QUAD * column_quads, 8):
-            for j in range(QUAD):
-                a = [(0, m), (0, m + 1), (1, m), (1, m + 1)]
-                b = [(0, group // 2 + j), (1, group // 2 + j)]
-                c = [(m + h, group + QUAD * e + j) for h in (0, 1) for e in (0, 1)]
-                yield a, b, c
-
-
-def _tf32_step(builder, parts, a, b, element):
-    """Eight outer products by tensor cores, of the operands rounded to TF32."""
-    left, right = (
-        [
-            [_round(builder, value) for value in values]
-            for values in (
-                _quads(builder, address, first + half * 4 * pitch, quads // (1 if side is a else 2), 32, element)
-                for half in (0, 1)
-            )
-        ]
-        for side in (a, b)
-        for address, first, pitch, quads in [side]
-    )
-    parts, columns = list(parts), QUAD * b[3]
-    kind = ir.LiteralStructType([F32] * 4)
-    for rows, taken, elements in fragments(a[3], b[3]):
-        where = [m * columns + j for m, j in elements]
-        operands = [left[h][m] for h, m in rows] + [right[h][j] for h, j in taken] + [parts[i] for i in where]
-        result = _assemble(builder, kind, MMA, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", operands, False)
-        for n, i in enumerate(where):
-            parts[i] = builder.extract_value(result, n)
-    return parts
-
-
-def _round(builder, value):
-    """float32 as `mma` wants it, which takes the upper 19 bits: half of what is left is added to its magnitude.
-
-    Not above the largest NaN, which is what a GPU makes: it would come out as a zero. `cvt.rna` does the same, but is
-    assembled to 483 instructions for 64 mma, 240 of them moves, where this takes 288.
-    """
-    bits, largest = builder.bitcast(value, I32), I32(0x7FFFFFFF)
-    size = builder.add(builder.and_(bits, largest), I32(0x1000))
-    size = builder.select(builder.icmp_unsigned("<", size, largest), size, largest)
-    return builder.or_(size, builder.and_(bits, I32(0x80000000)))
+    left, right = _quads(builder, *a, 16, element), _quads(builder, *b, 32, element)
+    return [builder.fma(left[i // len(right)], right[i % len(right)], part) for i, part in enumerate(parts)]
 
 
 # ------------------------------------------------------------------------------------ what they are made of
@@ -441,17 +403,23 @@ def _read(builder, pointer, i, dtype):
 
 def _write(builder, pointer, i, value, dtype):
     element = _element(dtype)
-    if isinstance(value, list):
-        kind = ir.VectorType(element, len(value))
-        vector = ir.Constant(kind, ir.Undefined)
-        for n, part in enumerate(value):
-            vector = builder.insert_element(vector, part, I32(n))
-        builder.store(vector, _address(builder, pointer, i, element, kind, GLOBAL), align=WIDE)
+    if not isinstance(value, list):
+        builder.store(_narrowed(builder, value, dtype), _address(builder, pointer, i, element, element, GLOBAL))
         return
-    if element == I16:
-        name = "f16" if dtype == types.float16 else "bf16"
-        value = _assemble(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value], False)
-    builder.store(value, _address(builder, pointer, i, element, element, GLOBAL))
+    kind = ir.VectorType(element, len(value))
+    vector = ir.Constant(kind, ir.Undefined)
+    for n, part in enumerate(value):
+        vector = builder.insert_element(vector, _narrowed(builder, part, dtype), I32(n))
+    size = dtype.bitwidth // 8 * len(value)
+    builder.store(vector, _address(builder, pointer, i, element, kind, GLOBAL), align=size)
+
+
+def _narrowed(builder, value, dtype):
+    """A number of the sums as it is stored."""
+    if _element(dtype) != I16:
+        return value
+    name = "f16" if dtype == types.float16 else "bf16"
+    return _assemble(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value], False)
 
 
 def _quads(builder, address, first, quads, spacing, element):

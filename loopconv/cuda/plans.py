@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopconv.cuda import grouped, tiled
+from loopconv.cuda import fragments, grouped, tensor, tiled
 from loopconv.cuda.intrinsics import WIDE
-from loopconv.cuda.stages import Launch, Plan
+from loopconv.cuda.stages import DTYPES, Launch, Plan
 from loopconv.cuda.tiles import (
     CHIPS,
     GROUPED,
@@ -79,9 +79,19 @@ class Numbers(NamedTuple):
         return "tf32" if self.precision == "tf32" else self.compute
 
     @property
+    def is_for_tensor_cores(self):
+        """Whether tensor cores multiply: never float32 unasked."""
+        return self.table in ("half", "tf32")
+
+    @property
+    def stored(self):
+        """The NumPy dtype of the user's arrays."""
+        return DTYPES[self.storage][0]
+
+    @property
     def run(self):
         """Numbers in 16 bytes of the user's arrays, 1 where they are not read so."""
-        return WIDE // np.dtype(self.storage).itemsize if self.aligned and self.storage == self.compute else 1
+        return WIDE // self.stored.itemsize if self.aligned else 1
 
 
 # --------------------------------------------------------------------------------------- predicates
@@ -121,10 +131,15 @@ def is_in_runs(sizes, steps, image, run):
 
 def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
-    small = is_grouped(geometry, contraction)
+    if is_grouped(geometry, contraction):
+        sums, weight = grouped_sum_plan, grouped_weight_plan
+    elif numbers.is_for_tensor_cores:
+        sums, weight = tensor_sum_plan, tensor_weight_plan
+    else:
+        sums, weight = sum_plan, weight_plan
     if contraction == "weight":
-        return (grouped_weight_plan if small else weight_plan)(geometry, numbers, capability)
-    return (grouped_sum_plan if small else sum_plan)(geometry, contraction, numbers, capability, has_bias)
+        return weight(geometry, numbers, capability)
+    return sums(geometry, contraction, numbers, capability, has_bias)
 
 
 @lru_cache(maxsize=256)
@@ -185,7 +200,7 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
     )
     wide_source = wide_source and all(phase.sizes == t.source for phase in t.phases)
     constants = (
-        tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
+        numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
         wide_source, wide_out,
     )  # fmt: skip
     in_parts = splits > 1
@@ -203,15 +218,19 @@ def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, 
         tiled.make_sum, constants,
         ("packed", source, "bias" if has_bias and not in_parts else "w", "partial" if in_parts else out),
         np.concatenate([header, _phases(t, counts), entries]), blocks * splits,
-        tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
+        tiled.threads_of(constants[1], tile.quads), tiled.sum_shared(*constants), tile.resident,
     )  # fmt: skip
     rooms = {"packed": (p.G * len(w_table) * side, None)}
-    if not in_parts:
-        return Plan((pack, multiply), rooms)
-    channels = t.M * p.G
-    plane = size // max(geometry.batch * channels, 1)
-    add_up = _add_up(numbers, splits, size, plane, channels, has_bias, out)
-    return Plan((pack, multiply, add_up), rooms | {"partial": (splits * size, None)})
+    return _sum_in_parts(Plan((pack, multiply), rooms), geometry, numbers, t, splits, size, out, has_bias)
+
+
+def _sum_in_parts(plan, geometry, numbers, t, parts, size, out, has_bias):
+    """The plan of forward or adjoint, with a second pass where it has several parts."""
+    if parts == 1:
+        return plan
+    channels = t.M * t.p.G
+    add_up = _add_up(numbers, parts, size, size // max(geometry.batch * channels, 1), channels, has_bias, out)
+    return Plan((*plan.launches, add_up), plan.rooms | {"partial": (parts * size, None)})
 
 
 def grouped_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, shape=None):
@@ -272,15 +291,136 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     # blocks at the edge look up columns that are not there
     beyond = np.zeros(2 * tile.columns, np.int64)
     constants = (
-        tile.kind, numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
+        numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
         (in_parts or numbers.run > 1) and columns % (WIDE // np.dtype(numbers.compute).itemsize) == 0,
     )  # fmt: skip
     multiply = Launch(
         tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
         np.concatenate([header, entries, beyond]), blocks * splits,
-        tiled.threads_of(tile.kind, constants[2], tile.quads), tiled.sum_shared(*constants), tile.resident,
+        tiled.threads_of(constants[1], tile.quads), tiled.sum_shared(*constants), tile.resident,
     )  # fmt: skip
     return _in_parts((multiply,), numbers, splits, size)
+
+
+# --------------------------------------------------------------------------------------- tensor cores
+
+
+def tensor_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, tile=None):
+    """Forward or adjoint: copy weights and source with their channels last, multiply, and add up the parts."""
+    t = sum_of(geometry, contraction)
+    if not t.phases:
+        return Plan((), {})
+    p, columns, piece = t.p, t.p.N * max(prod(phase.sizes) for phase in t.phases), WIDE // numbers.stored.itemsize
+    last = _last_of(t, piece)
+    steps = last.C * piece * max(len(phase.taps) for phase in t.phases)
+    tile = tile or best_tile(TILES, capability, numbers.table, p.G * len(t.phases), t.M, columns, steps)
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-columns // tile.columns)
+    blocks = p.G * len(t.phases) * row_blocks * column_blocks
+    splits = splits_of(blocks, -(-steps // tile.depth), tile, CHIPS[nearest(capability)])
+    size = prod(geometry.y_shape if contraction == "forward" else geometry.x_shape)
+    source, out = ("x", "y") if contraction == "forward" else ("y", "x")
+    w_table, entries, counts = _piece_tables(t, last, piece)
+    rows = row_blocks * tile.rows
+    table = np.array([t.M, rows, len(w_table), *t.w_steps[:2], *w_table], np.int64)
+    pack = Launch(tensor.make_pack, (numbers.stored.name,), ("w", "packed"), table, p.G * rows, PACK_THREADS)
+    wide_out = all(
+        is_in_runs(phase.sizes, t.out_steps, t.out_image, 4 * numbers.aligned) and not phase.start % 4
+        for phase in t.phases
+    )
+    constants = numbers.stored.name, (tile.rows, tile.columns), tile.quads, tile.stages, _axes(t), wide_out
+    in_parts = splits > 1
+    adds_bias = has_bias and not in_parts
+    header = _header(
+        last, row_blocks, column_blocks, splits, len(w_table) // piece, rows, adds_bias, size
+    )  # fmt: skip
+    multiply = Launch(
+        tensor.make_sum, constants,
+        ("packed", "last", "bias" if adds_bias else "w", "partial" if in_parts else out),
+        np.concatenate([header, _phases(t, counts), entries]), blocks * splits,
+        fragments.threads_of(constants[1], tile.quads), tensor.sum_shared(*constants), tile.resident,
+    )  # fmt: skip
+    rooms = {
+        "packed": (p.G * rows * len(w_table), numbers.stored),
+        "last": (p.G * last.C * last.source_steps[0] * piece, numbers.stored),
+    }
+    plan = Plan((pack, _copy_last(t, numbers, source, "last"), multiply), rooms)
+    return _sum_in_parts(plan, geometry, numbers, t, splits, size, out, has_bias)
+
+
+def tensor_weight_plan(geometry, numbers, capability=(9, 0), tile=None):
+    """The weight gradient: copy both arrays with their channels last, multiply, and add up the parts."""
+    t, y = sum_of(geometry, "forward"), sum_of(geometry, "adjoint")
+    p, (phase,), piece = t.p, t.phases, WIDE // numbers.stored.itemsize
+    x_last, y_last = _last_of(t, piece), _last_of(y, piece)
+    columns, steps = x_last.C * piece * len(phase.taps), p.N * prod(p.y)
+    tile = tile or best_tile(WEIGHT_TILES, capability, numbers.table, p.G, t.M, columns, steps)
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-columns // tile.columns)
+    blocks, slabs = p.G * row_blocks * column_blocks, -(-steps // tile.depth)
+    # a part has no more pixels than 32 bits can count
+    splits = max(splits_of(blocks, slabs, tile, CHIPS[nearest(capability)]), -(-steps // 2**30))
+    size = prod(geometry.w_shape)
+    header = _weight_header(t, geometry, row_blocks, column_blocks, splits)
+    of_pixels = [y_last.C * y_last.source_steps[0], y_last.source_steps[0], *y_last.source_steps[1:]]
+    header[tiled.Y_IMAGE : tiled.X_IMAGE] = [y_last.source_image, *of_pixels]
+    header[tiled.X_IMAGE : tiled.X_Q + 1] = [x_last.source_image, x_last.C * x_last.source_steps[0], *x_last.source_steps[1:]]
+    header[tiled.W_TAPS] = len(phase.taps)
+    entries = _piece_tables(t, x_last, piece, column_blocks * tile.columns // piece)[1]
+    constants = numbers.stored.name, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t)
+    multiply = Launch(
+        tensor.make_weight, constants, ("x_last", "y_last", "partial" if splits > 1 else "w"),
+        np.concatenate([header, entries]), blocks * splits,
+        fragments.threads_of(constants[1], tile.quads), tensor.weight_shared(*constants), tile.resident,
+    )  # fmt: skip
+    copies = _copy_last(t, numbers, "x", "x_last"), _copy_last(y, numbers, "y", "y_last")
+    rooms = {
+        name: (p.G * of.C * of.source_steps[0] * piece, numbers.stored)
+        for name, of in (("x_last", x_last), ("y_last", y_last))
+    }
+    plan = _in_parts((*copies, multiply), numbers, splits, size)
+    return Plan(plan.launches, rooms | plan.rooms)
+
+
+def _last_of(t, piece):
+    """The sum of a source with its channels last, whose channels, and steps, are pieces of that many numbers."""
+    _, rows, row = t.source
+    pieces, pixels = -(-t.C // piece), prod(t.source)
+    steps = t.p.N * pixels, rows * row * pieces, row * pieces, pieces
+    return t._replace(C=pieces, source_steps=steps, source_image=pixels * pieces)
+
+
+def _copy_last(t, numbers, source, room):
+    """The launch that copies the source of a sum with its channels last."""
+    slices, rows, row = t.source
+    filled = -(-t.C // (WIDE // numbers.stored.itemsize)) * (WIDE // numbers.stored.itemsize)
+    planes = t.p.N * slices
+    sizes = [rows * row, t.C, filled, planes, slices, t.source_image, t.source_steps[1], t.source_steps[0]]
+    grid = t.p.G * planes * -(-rows * row // tiled.SIDE) * -(-filled // tiled.SIDE)
+    return Launch(
+        tensor.make_last, (numbers.stored.name,), (source, room), np.array(sizes, np.int64), grid, PACK_THREADS
+    )
+
+
+def _piece_tables(t, last, piece, least=0):
+    """`_tables` of steps that are pieces of channels: those of a tap side by side, each phase filled up to whole slabs."""
+    offsets, entries, counts = [], [], []
+    for phase in t.phases:
+        number = np.array([tap for tap, _ in phase.taps], np.int64).reshape(-1, 1)
+        moved = np.array([move for _, move in phase.taps], np.int64).reshape(-1, 1, 3)
+        steps = max(len(phase.taps) * last.C, least)
+        counts.append(-(-steps // fragments.PIECES))
+        channel = np.arange(last.C * piece)
+        of_w = np.full((counts[-1] * fragments.PIECES, piece), tiled.NOWHERE, np.int64)
+        where = np.where(channel < t.C, channel * t.w_steps[2] + number, tiled.NOWHERE)
+        of_w[: len(phase.taps) * last.C] = where.reshape(-1, piece)
+        rows = np.full((len(of_w), 4), tiled.AWAY, np.int64)
+        rows[:, 0] = 0
+        at = moved @ np.array(last.source_steps[1:], np.int64) + np.arange(last.C)
+        moved = np.broadcast_to(moved, (*at.shape, 3))
+        rows[: at.size] = np.concatenate([at[..., None], moved], 2).reshape(-1, 4)
+        offsets.append(of_w.reshape(-1))
+        entries.append(rows)
+    words = np.concatenate(entries).astype(np.int32).reshape(-1).view(np.int64)
+    return np.concatenate(offsets), words, counts
 
 
 def _in_parts(launches, numbers, parts, size):

@@ -26,7 +26,6 @@ from loopconv.cuda.intrinsics import (
     make_tile,
     pixel,
     sent,
-    warp_tile,
 )
 
 # An offset that says that there is no such step, and a displacement that no pixel has.
@@ -49,19 +48,18 @@ PHASE_SLAB, PHASE_SLABS, PHASE_START, PHASE_PIXELS = 0, 1, 2, 3
 PHASE = 12
 
 
-def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
+def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
     """The kernel of forward and adjoint.
 
-    kind, dtype : "fma" or "tf32"; "float32" or "float64", in which is summed
+    dtype : "float32" or "float64", in which is summed
     tile, quads : (rows, columns) of a block, and quads of a thread
     depth, stages : steps of a slab, slabs in shared memory
     axes : how many of the last axes can leave the source
     wide_source, wide_out : whether neighbouring pixels can be read, and written, 16 bytes at a time
     """
     rows, columns = tile
-    threads = threads_of(kind, tile, quads)
-    pad = tile_pad(kind)
-    a_pitch, b_pitch = rows + pad, columns + pad
+    threads = threads_of(tile, quads)
+    a_pitch, b_pitch = rows + PAD, columns + PAD
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
     size = np.dtype(dtype).itemsize
     vector = WIDE // size
@@ -73,7 +71,7 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     # threads that have something to fetch, 0 where all have
     a_threads, b_threads = (n % threads for n in (a_every * a_across, b_every * b_across))
     positions_at = stages * stage * size // 8
-    place, begin, multiply, finish = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
+    place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
     arrived = make_arrived(stages - 2)
     element = getattr(types, dtype)
 
@@ -175,15 +173,13 @@ def make_sum(kind, dtype, tile, quads, depth, stages, axes, wide_source, wide_ou
     return sum_kernel
 
 
-def tile_pad(kind):
-    """Elements between the rows of a slab, so that what a quarter of a warp touches lies in different banks."""
-    return 4 if kind == "fma" else 8
+# Elements between the rows of a slab, so that what a quarter of a warp touches lies in different banks.
+PAD = 4
 
 
-def threads_of(kind, tile, quads):
-    """Threads of a block: a warp for every warp's tile."""
-    rows, columns = warp_tile(kind, *quads)
-    return 32 * (tile[0] // rows) * (tile[1] // columns)
+def threads_of(tile, quads):
+    """Threads of a block: a warp for every warp's tile of 16 * quads[0] rows and 32 * quads[1] columns."""
+    return 32 * (tile[0] // (16 * quads[0])) * (tile[1] // (32 * quads[1]))
 
 
 # The plan array of the weight kernel, before two words for each column: its offset in x and its displacement.
@@ -191,20 +187,20 @@ def threads_of(kind, tile, quads):
     W_ROW_BLOCKS, W_COLUMN_BLOCKS, W_SPLITS, W_ROWS, W_COLUMNS, W_STEPS, W_SIZE, Y_IMAGE, Y_GROUP, Y_ROW, Y_Z, Y_P, Y_Q,
     X_IMAGE, X_GROUP, X_Z, X_P, X_Q, W_STRIDE_Z, W_STRIDE_P, W_STRIDE_Q, W_SIZE_Z, W_SIZE_P, W_SIZE_Q, W_PIXELS,
 ) = range(25)  # fmt: skip
-WEIGHT_HEADER = 34  # W_PIXELS has nine numbers, and entries are aligned
+# W_PIXELS has nine numbers; W_TAPS is for tensor.py, and entries are aligned
+W_TAPS, WEIGHT_HEADER = 33, 34
 
 
-def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
+def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
     """The kernel of the weight gradient; its constants are as in `make_sum`."""
     rows, columns = tile
-    threads = threads_of(kind, tile, quads)
-    pad = tile_pad(kind)
-    a_pitch, b_pitch = rows + pad, columns + pad
+    threads = threads_of(tile, quads)
+    a_pitch, b_pitch = rows + PAD, columns + PAD
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
     across = threads // depth  # rows, and columns, that the threads fetch at once: each thread one pixel
     a_turns, b_turns = rows // across, columns // across
     positions_at = stages * stage * np.dtype(dtype).itemsize // 8
-    place, begin, multiply, finish = make_tile(kind, dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
+    place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
     arrived = make_arrived(stages - 2)
     element = getattr(types, dtype)
 
@@ -286,9 +282,9 @@ def make_weight(kind, dtype, tile, quads, depth, stages, axes, wide_out):
     return weight_kernel
 
 
-def sum_shared(kind, dtype, tile, quads, depth, stages, *_):
+def sum_shared(dtype, tile, quads, depth, stages, *_):
     """Bytes of shared memory: the slabs, where the result pixels lie, and two more numbers."""
-    slab = depth * (tile[0] + tile[1] + 2 * tile_pad(kind))
+    slab = depth * (tile[0] + tile[1] + 2 * PAD)
     return stages * slab * np.dtype(dtype).itemsize + 8 * (tile[1] + 2)
 
 

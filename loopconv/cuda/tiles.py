@@ -16,10 +16,9 @@ class Tile(NamedTuple):
     among the instructions of the inner loop, as the assembler made it (README.md), less what two blocks cannot hide.
     """
 
-    kind: str
     rows: int
     columns: int
-    quads: tuple  # of rows, of columns, in each thread
+    quads: tuple  # of rows, of columns, in each thread; for tensor cores, sixteenths of those of a warp
     depth: int  # steps of a slab
     stages: int  # slabs in shared memory
     resident: int  # blocks on one multiprocessor
@@ -32,32 +31,32 @@ CHIPS = {(8, 0): Chip(108), (9, 0): Chip(132)}
 # 128 x 128 needs 128 registers of 256 threads: two blocks fill the register file. The smaller ones are for results
 # that would leave multiprocessors without a block, and for few channels.
 _FLOAT32 = (
-    Tile("fma", 128, 128, (2, 2), 8, 4, 2, 0.80),
-    Tile("fma", 64, 128, (2, 2), 8, 4, 3, 0.76),
-    Tile("fma", 64, 64, (2, 1), 8, 4, 4, 0.60),
-    Tile("fma", 32, 128, (2, 1), 8, 4, 4, 0.58),
-    Tile("fma", 16, 128, (1, 1), 8, 4, 4, 0.40),
+    Tile(128, 128, (2, 2), 8, 4, 2, 0.80),
+    Tile(64, 128, (2, 2), 8, 4, 3, 0.76),
+    Tile(64, 64, (2, 1), 8, 4, 4, 0.60),
+    Tile(32, 128, (2, 1), 8, 4, 4, 0.58),
+    Tile(16, 128, (1, 1), 8, 4, 4, 0.40),
 )
 _FLOAT64 = (
-    Tile("fma", 64, 64, (2, 1), 8, 3, 3, 0.80),
-    Tile("fma", 16, 128, (1, 1), 8, 3, 3, 0.60),
+    Tile(64, 64, (2, 1), 8, 3, 3, 0.80),
+    Tile(16, 128, (1, 1), 8, 3, 3, 0.60),
 )
+# Of tensor cores; a slab has 64 bytes of each row and column. In a warp's tile of 64 x 64, 64 `mma` read 16 KiB.
 _TF32 = (
-    Tile("tf32", 128, 128, (2, 4), 16, 2, 2, 0.5),
-    Tile("tf32", 64, 64, (1, 2), 16, 3, 4, 0.35),
+    Tile(128, 128, (4, 4), 16, 4, 2, 0.5),
+    Tile(64, 128, (2, 4), 16, 4, 3, 0.45),
+    Tile(64, 64, (2, 2), 16, 4, 4, 0.35),
 )
+_HALF = tuple(tile._replace(depth=32) for tile in _TF32)
 # The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
 _WEIGHT32 = tuple(
     tile._replace(depth=16, stages=2, resident=min(tile.resident, 3), share=tile.share * 0.9) for tile in _FLOAT32
 )
-# Numbers of 16 bits pass through registers on their way to shared memory, eight of each thread at a time here, and
-# 128 x 128 has none to spare.
 TILES = {
-    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _FLOAT32, "tf32": _TF32} for capability in CHIPS
+    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
 }
 WEIGHT_TILES = {
-    capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _WEIGHT32[1:], "tf32": _TF32}
-    for capability in CHIPS
+    capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
 }
 
 # Of small groups: pixels, or columns, of each thread, and threads.

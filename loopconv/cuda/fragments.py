@@ -1,0 +1,238 @@
+"""Register tiles that tensor cores multiply: which numbers each lane holds, and how they come from shared memory.
+
+`mma.sync` multiplies 16 rows by 8 columns, over 32 bytes of each: 8 numbers of TF32, 16 of float16 or bfloat16. Fragments
+of all three lie alike in registers, 4 bytes beside 4 bytes, so one body serves them. Products are exact; sums are
+float32. There are three ways from shared memory to fragments, each a pair (where numbers lie, which a lane holds):
+
+* "rows", for forward and adjoint: each row, and each column, has the numbers of a slab's steps side by side, 64 bytes.
+  `ldmatrix` hands them out as they are. The row's pieces of 16 bytes are in the order of piece ^ (row // 4 % 4): the
+  eight that it reads at a time, and the eight that a quarter of a warp writes, lie in different banks.
+* "turned", for weight gradients in 16 bits: each step has its rows, or columns, side by side, and `ldmatrix.trans` turns
+  them. Pieces are in the order of piece ^ (step % 8).
+* "quads", for those in TF32, which `ldmatrix` cannot turn: each step alike, with PAD numbers after it. Rows and columns
+  of the fragments are renamed so that what a lane holds of four of them lies side by side, and is loaded at once.
+
+What a lane holds of a tile is a tuple, row after row, as in `intrinsics`, whose `begin` and `finish` serve here too.
+"""
+
+import numpy as np
+
+from loopconv.cuda.intrinsics import (
+    QUAD,
+    SHARED,
+    SIMULATED,
+    WIDE,
+    _address,
+    _assemble,
+    _data,
+    _element,
+    _quads,
+    make_begin,
+    make_finish,
+    paired,
+    placed,
+)
+
+if not SIMULATED:
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.cuda import types
+
+    I32, F32 = ir.IntType(32), ir.FloatType()
+
+# The instruction of each dtype in shared memory: float32 is rounded to TF32 there, and uint16 is bfloat16.
+MMA = {
+    "float32": "m16n8k8.row.col.f32.tf32.tf32.f32",
+    "float16": "m16n8k16.row.col.f32.f16.f16.f32",
+    "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32",
+}
+PIECES = 4  # of 16 bytes in a row of a slab: two steps of `mma`
+PAD = 8
+
+
+def threads_of(tile, quads):
+    """Threads of a block: a warp for every warp's tile of 16 * quads[0] rows and 16 * quads[1] columns."""
+    return 32 * (tile[0] // (16 * quads[0])) * (tile[1] // (16 * quads[1]))
+
+
+def held(way, row_quads, column_quads):
+    """(rows, columns) that each lane holds of its warp's tile, counted from its first ones (`make_place`)."""
+    m, j = range(2 * row_quads), range(QUAD * column_quads)
+    if way == "rows":
+        return [16 * (i // 2) + 2 * (i % 2) for i in m], [16 * (i // 4) + i % 4 for i in j]
+    if way == "turned":
+        return [8 * i for i in m], [8 * (i // 2) + i % 2 for i in j]
+    return [32 * (i // 4) + i % 4 for i in m], [32 * (i // 8) + i % 8 for i in j]
+
+
+def make_tile(way, dtype, tile, quads, depth, pitches, wide):
+    """(place, begin, multiply, finish) as `intrinsics.make_tile` has them, of numbers of `dtype` in shared memory.
+
+    `pitches` are the numbers from one row, or one step, of a and of b to the next.
+    """
+    rows, columns = held(way, *quads)
+    multiply = make_quads if way == "quads" else make_matrices
+    return (
+        make_place(way, dtype, tile, quads, pitches),
+        make_begin("float32", rows, len(columns)),
+        multiply(way, dtype, rows, columns, quads, depth, pitches),
+        make_finish(rows, columns, wide),
+    )
+
+
+def make_place(way, dtype, tile, quads, pitches):
+    warp_rows, warp_columns = 16 * quads[0], 16 * quads[1]
+    warps_down = tile[0] // warp_rows
+    piece = WIDE // np.dtype(dtype).itemsize
+    a_pitch, b_pitch = pitches
+
+    def where(t):
+        lane, warp = t & 31, t >> 5
+        above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
+        half, quarter = lane >> 2, lane & 3
+        if way == "quads":
+            row, column = above + half * QUAD, left + half * QUAD
+            return lane, row, left + quarter * 8, row + quarter * a_pitch, column + quarter * b_pitch
+        # the row of a matrix whose address this lane gives to ldmatrix, and of which of its four matrices
+        one, upper, right = lane & 7, lane >> 3 & 1, lane >> 4
+        if way == "rows":
+            row, column = above + 4 * (half >> 1) + (half & 1), left + 4 * quarter
+            a = (above + 4 * (one >> 1) + 2 * upper + (one & 1)) * a_pitch + (right ^ one >> 1) * piece
+            b = (left + 4 * (one >> 1) + 2 * right + (one & 1)) * b_pitch + (upper ^ one >> 1) * piece
+            return lane, row, column, a, b
+        a = (8 * right + one) * a_pitch + ((above // piece + upper) ^ one) * piece
+        b = (8 * upper + one) * b_pitch + ((left // piece + right) ^ one) * piece
+        return lane, above + half, left + 2 * quarter, a, b
+
+    def where_twin(t):
+        """With the positions of the lane's first row and column, in the slab, before pieces are reordered."""
+        lane, row, column, _, _ = where(t)
+        return (lane, row, column, *((row * a_pitch, column * b_pitch) if way == "rows" else (row, column)))
+
+    return placed(where, where_twin)
+
+
+def make_twin(way, dtype, rows, columns, depth, pitches):
+    """What the lane's part of the product is, whichever lanes load it."""
+    piece = WIDE // np.dtype(dtype).itemsize
+
+    def at(first, number, step, pitch):
+        if way == "quads":
+            return first + step * pitch + number
+        if way == "turned":
+            row = first % pitch + number
+            return first - first % pitch + step * pitch + (row // piece ^ step % 8) * piece + row % piece
+        row = first // pitch + number
+        return row * pitch + (step // piece ^ row // 4 % 4) * piece + step % piece
+
+    def numbers(shared, first, offsets, step, pitch):
+        found = np.array([shared[at(first, number, step, pitch)] for number in offsets])
+        return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "uint16" else found.astype(np.float32)
+
+    def twin(tile, shared, a, b, lane):
+        for d in range(depth):
+            left, right = numbers(shared, a, rows, d, pitches[0]), numbers(shared, b, columns, d, pitches[1])
+            tile = tile + np.outer(left, right)
+        return tile
+
+    return twin
+
+
+def make_matrices(way, dtype, rows, columns, quads, depth, pitches):
+    """multiply, by matrices that ldmatrix loads."""
+    size = np.dtype(dtype).itemsize
+    piece, steps = WIDE // size, 2 * WIDE // size
+
+    def begin_of(builder, base, at, turn, pitch):
+        """Where a warp's matrices of step `turn` of mma begin: (register, bytes from there)."""
+        if way == "rows":
+            at = builder.xor(at, I32(2 * turn * piece))
+        return builder.add(base, builder.mul(at, I32(size))), turn * steps * pitch * size if way == "turned" else 0
+
+    def matrices(builder, base, at, turn, count, pitch):
+        """`count` times four of them: those of 16 rows, or columns, after the other."""
+        found = []
+        for i in range(count):
+            # in turned steps, 16 rows are two pieces further, whose order is that of the step
+            place = builder.xor(at, I32(16 * i)) if way == "turned" else at
+            register, offset = begin_of(builder, base, place, turn, pitch)
+            found.append(_load_matrices(builder, register, offset + (way == "rows") * 16 * i * pitch * size, way))
+        return found
+
+    @paired(make_twin(way, dtype, rows, columns, depth, pitches))
+    def multiply(typing, tile, shared, a, b, lane):
+        def codegen(context, builder, signature, values):
+            parts = list(cgutils.unpack_tuple(builder, values[0]))
+            element, data = _element(shared.dtype), _data(context, builder, shared, values[1])
+            base = builder.ptrtoint(_address(builder, data, I32(0), element, element, SHARED), I32)
+            for turn in range(depth // steps):
+                left = matrices(builder, base, values[2], turn, quads[0], pitches[0])
+                right = matrices(builder, base, values[3], turn, quads[1], pitches[1])
+                for m, n in np.ndindex(quads[0], 2 * quads[1]):
+                    where = [(2 * m + h) * len(columns) + 2 * n + e for h in (0, 1) for e in (0, 1)]
+                    _multiply(builder, MMA[dtype], parts, left[m], right[n // 2][n % 2 * 2 :][:2], where)
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return tile(tile, shared, types.int32, types.int32, types.int64), codegen
+
+    return multiply
+
+
+def make_quads(way, dtype, rows, columns, quads, depth, pitches):
+    """multiply, by quads of numbers of 32 bits."""
+
+    @paired(make_twin(way, dtype, rows, columns, depth, pitches))
+    def multiply(typing, tile, shared, a, b, lane):
+        def codegen(context, builder, signature, values):
+            parts = list(cgutils.unpack_tuple(builder, values[0]))
+            element, data = _element(shared.dtype), _data(context, builder, shared, values[1])
+            a, b = (_address(builder, data, at, element, element, SHARED) for at in values[2:4])
+            for d in range(0, depth, 8):
+                left, right = (
+                    [
+                        [
+                            builder.bitcast(value, I32)
+                            for value in _quads(builder, side, (d + half * 4) * pitch, count // 2, 32, element)
+                        ]
+                        for half in (0, 1)
+                    ]
+                    for side, pitch, count in ((a, pitches[0], quads[0]), (b, pitches[1], quads[1]))
+                )
+                for of_a, of_b, where in wide_fragments(quads, len(columns)):
+                    of_a, of_b = [left[h][m] for h, m in of_a], [right[h][j] for h, j in of_b]
+                    _multiply(builder, MMA[dtype], parts, of_a, of_b, where)
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return tile(tile, shared, types.int32, types.int32, types.int64), codegen
+
+    return multiply
+
+
+def wide_fragments(quads, columns):
+    """Which numbers of a lane each mma of "quads" takes: [(of a, of b, elements of the tile)].
+
+    Of a and b they are (half of the eight steps, number among the lane's).
+    """
+    for m in range(0, 2 * quads[0], 2):
+        for group in range(0, QUAD * quads[1], 8):
+            for j in range(QUAD):
+                a = [(0, m), (0, m + 1), (1, m), (1, m + 1)]
+                b = [(0, group // 2 + j), (1, group // 2 + j)]
+                yield a, b, [(m + h) * columns + group + QUAD * e + j for h in (0, 1) for e in (0, 1)]
+
+
+def _load_matrices(builder, register, offset, way):
+    """Four matrices of 8 rows of 16 bytes, whose addresses the lanes give: one register of each."""
+    code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' * (way == 'turned')}.shared.b16 {{$0,$1,$2,$3}}, [$4+{offset}];"
+    result = _assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [register])
+    return [builder.extract_value(result, n) for n in range(4)]
+
+
+def _multiply(builder, name, parts, a, b, where):
+    """parts[where] += a b, by one mma."""
+    code = f"mma.sync.aligned.{name} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+    operands = [*a, *b, *(parts[i] for i in where)]
+    kind = ir.LiteralStructType([F32] * 4)
+    result = _assemble(builder, kind, code, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", operands, False)
+    for n, i in enumerate(where):
+        parts[i] = builder.extract_value(result, n)
