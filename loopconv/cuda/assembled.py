@@ -52,8 +52,12 @@ def kernels(capability):
 
 def _tiled(g, contraction, numbers, capability, tile):
     if contraction == "weight":
-        return plans.weight_plan(g, numbers, capability, tile)
-    return plans.sum_plan(g, contraction, numbers, capability, False, tile)
+        return (plans.tensor_weight_plan if numbers.is_for_tensor_cores else plans.weight_plan)(
+            g, numbers, capability, tile
+        )
+    return (plans.tensor_sum_plan if numbers.is_for_tensor_cores else plans.sum_plan)(
+        g, contraction, numbers, capability, False, tile
+    )
 
 
 def assemble(ptx, capability):

@@ -9,8 +9,9 @@ float32. There are three ways from shared memory to fragments, each a pair (wher
   eight that it reads at a time, and the eight that a quarter of a warp writes, lie in different banks.
 * "turned", for weight gradients in 16 bits: each step has its rows, or columns, side by side, and `ldmatrix.trans` turns
   them. Pieces are in the order of piece ^ (step % 8).
-* "quads", for those in TF32, which `ldmatrix` cannot turn: each step alike, with PAD numbers after it. Rows and columns
-  of the fragments are renamed so that what a lane holds of four of them lies side by side, and is loaded at once.
+* "pairs", for those in TF32, which `ldmatrix` cannot turn: each step alike, with PAD numbers after it. A lane loads two
+  neighbouring rows of a at a time, which are two of a fragment's registers, and single columns of b: quads would have to
+  be moved to the registers that `mma` wants, 246 moves for 64 of it.
 
 What a lane holds of a tile is a tuple, row after row, as in `intrinsics`, whose `begin` and `finish` serve here too.
 """
@@ -57,12 +58,11 @@ def threads_of(tile, quads):
 
 def held(way, row_quads, column_quads):
     """(rows, columns) that each lane holds of its warp's tile, counted from its first ones (`make_place`)."""
-    m, j = range(2 * row_quads), range(QUAD * column_quads)
+    apart = {"rows": 2, "turned": 8, "pairs": 1}[way]
+    rows = [16 * m + apart * h for m in range(row_quads) for h in (0, 1)]
     if way == "rows":
-        return [16 * (i // 2) + 2 * (i % 2) for i in m], [16 * (i // 4) + i % 4 for i in j]
-    if way == "turned":
-        return [8 * i for i in m], [8 * (i // 2) + i % 2 for i in j]
-    return [32 * (i // 4) + i % 4 for i in m], [32 * (i // 8) + i % 8 for i in j]
+        return rows, [16 * n + i for n in range(column_quads) for i in range(QUAD)]
+    return rows, [8 * n + i for n in range(2 * column_quads) for i in (0, 1)]
 
 
 def make_tile(way, dtype, tile, quads, depth, pitches, wide):
@@ -71,11 +71,10 @@ def make_tile(way, dtype, tile, quads, depth, pitches, wide):
     `pitches` are the numbers from one row, or one step, of a and of b to the next.
     """
     rows, columns = held(way, *quads)
-    multiply = make_quads if way == "quads" else make_matrices
     return (
         make_place(way, dtype, tile, quads, pitches),
         make_begin("float32", rows, len(columns)),
-        multiply(way, dtype, rows, columns, quads, depth, pitches),
+        make_multiply(way, dtype, rows, columns, quads, depth, pitches),
         make_finish(rows, columns, wide),
     )
 
@@ -90,9 +89,9 @@ def make_place(way, dtype, tile, quads, pitches):
         lane, warp = t & 31, t >> 5
         above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
         half, quarter = lane >> 2, lane & 3
-        if way == "quads":
-            row, column = above + half * QUAD, left + half * QUAD
-            return lane, row, left + quarter * 8, row + quarter * a_pitch, column + quarter * b_pitch
+        if way == "pairs":
+            row = above + 2 * half
+            return lane, row, left + 2 * quarter, row + quarter * a_pitch, left + half + quarter * b_pitch
         # the row of a matrix whose address this lane gives to ldmatrix, and of which of its four matrices
         one, upper, right = lane & 7, lane >> 3 & 1, lane >> 4
         if way == "rows":
@@ -117,7 +116,7 @@ def make_twin(way, dtype, rows, columns, depth, pitches):
     piece = WIDE // np.dtype(dtype).itemsize
 
     def at(first, number, step, pitch):
-        if way == "quads":
+        if way == "pairs":
             return first + step * pitch + number
         if way == "turned":
             row = first % pitch + number
@@ -138,36 +137,22 @@ def make_twin(way, dtype, rows, columns, depth, pitches):
     return twin
 
 
-def make_matrices(way, dtype, rows, columns, quads, depth, pitches):
-    """multiply, by matrices that ldmatrix loads."""
+def make_multiply(way, dtype, rows, columns, quads, depth, pitches):
     size = np.dtype(dtype).itemsize
-    piece, steps = WIDE // size, 2 * WIDE // size
-
-    def begin_of(builder, base, at, turn, pitch):
-        """Where a warp's matrices of step `turn` of mma begin: (register, bytes from there)."""
-        if way == "rows":
-            at = builder.xor(at, I32(2 * turn * piece))
-        return builder.add(base, builder.mul(at, I32(size))), turn * steps * pitch * size if way == "turned" else 0
-
-    def matrices(builder, base, at, turn, count, pitch):
-        """`count` times four of them: those of 16 rows, or columns, after the other."""
-        found = []
-        for i in range(count):
-            # in turned steps, 16 rows are two pieces further, whose order is that of the step
-            place = builder.xor(at, I32(16 * i)) if way == "turned" else at
-            register, offset = begin_of(builder, base, place, turn, pitch)
-            found.append(_load_matrices(builder, register, offset + (way == "rows") * 16 * i * pitch * size, way))
-        return found
+    steps = 2 * WIDE // size  # of one mma
+    load = load_pairs if way == "pairs" else load_matrices
 
     @paired(make_twin(way, dtype, rows, columns, depth, pitches))
     def multiply(typing, tile, shared, a, b, lane):
         def codegen(context, builder, signature, values):
-            parts = list(cgutils.unpack_tuple(builder, values[0]))
-            element, data = _element(shared.dtype), _data(context, builder, shared, values[1])
-            base = builder.ptrtoint(_address(builder, data, I32(0), element, element, SHARED), I32)
+            parts, element = list(cgutils.unpack_tuple(builder, values[0])), _element(shared.dtype)
+            data = _data(context, builder, shared, values[1])
+            data = _address(builder, data, I32(0), element, element, SHARED)
             for turn in range(depth // steps):
-                left = matrices(builder, base, values[2], turn, quads[0], pitches[0])
-                right = matrices(builder, base, values[3], turn, quads[1], pitches[1])
+                left, right = (
+                    [load(builder, way, data, at, turn * steps, i, pitch, is_a) for i in range(count)]
+                    for at, count, pitch, is_a in zip(values[2:4], quads, pitches, (True, False))
+                )
                 for m, n in np.ndindex(quads[0], 2 * quads[1]):
                     where = [(2 * m + h) * len(columns) + 2 * n + e for h in (0, 1) for e in (0, 1)]
                     _multiply(builder, MMA[dtype], parts, left[m], right[n // 2][n % 2 * 2 :][:2], where)
@@ -178,47 +163,28 @@ def make_matrices(way, dtype, rows, columns, quads, depth, pitches):
     return multiply
 
 
-def make_quads(way, dtype, rows, columns, quads, depth, pitches):
-    """multiply, by quads of numbers of 32 bits."""
-
-    @paired(make_twin(way, dtype, rows, columns, depth, pitches))
-    def multiply(typing, tile, shared, a, b, lane):
-        def codegen(context, builder, signature, values):
-            parts = list(cgutils.unpack_tuple(builder, values[0]))
-            element, data = _element(shared.dtype), _data(context, builder, shared, values[1])
-            a, b = (_address(builder, data, at, element, element, SHARED) for at in values[2:4])
-            for d in range(0, depth, 8):
-                left, right = (
-                    [
-                        [
-                            builder.bitcast(value, I32)
-                            for value in _quads(builder, side, (d + half * 4) * pitch, count // 2, 32, element)
-                        ]
-                        for half in (0, 1)
-                    ]
-                    for side, pitch, count in ((a, pitches[0], quads[0]), (b, pitches[1], quads[1]))
-                )
-                for of_a, of_b, where in wide_fragments(quads, len(columns)):
-                    of_a, of_b = [left[h][m] for h, m in of_a], [right[h][j] for h, j in of_b]
-                    _multiply(builder, MMA[dtype], parts, of_a, of_b, where)
-            return context.make_tuple(builder, signature.return_type, parts)
-
-        return tile(tile, shared, types.int32, types.int32, types.int64), codegen
-
-    return multiply
+def load_matrices(builder, way, data, at, step, i, pitch, is_a):
+    """The registers of the i-th 16 rows, or columns, of an mma that begins at `step`: four matrices of 8 x 16 bytes."""
+    # 16 rows further, or two pieces of steps, are two pieces further in the order of the step, or of the row
+    at = builder.xor(at, I32(16 * i if way == "turned" else step))
+    offset = (step if way == "turned" else 16 * i) * pitch
+    code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' * (way == 'turned')}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
+    address = builder.ptrtoint(builder.gep(builder.gep(data, [at]), [I32(offset)]), I32)
+    result = _assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [address])
+    return [builder.extract_value(result, n) for n in range(4)]
 
 
-def wide_fragments(quads, columns):
-    """Which numbers of a lane each mma of "quads" takes: [(of a, of b, elements of the tile)].
-
-    Of a and b they are (half of the eight steps, number among the lane's).
-    """
-    for m in range(0, 2 * quads[0], 2):
-        for group in range(0, QUAD * quads[1], 8):
-            for j in range(QUAD):
-                a = [(0, m), (0, m + 1), (1, m), (1, m + 1)]
-                b = [(0, group // 2 + j), (1, group // 2 + j)]
-                yield a, b, [(m + h) * columns + group + QUAD * e + j for h in (0, 1) for e in (0, 1)]
+def load_pairs(builder, way, data, at, step, i, pitch, is_a):
+    """The same, of numbers of 32 bits: two neighbouring rows of a at a time, or one column of b."""
+    found = []
+    for column in (0,) if is_a else (0, 8):
+        for half in (0, 4):
+            address = builder.gep(builder.gep(data, [at]), [I32((step + half) * pitch + 16 * i + column)])
+            kind = ir.VectorType(I32, 2) if is_a else I32
+            value = builder.load(builder.bitcast(address, kind.as_pointer(SHARED)))
+            value.align = 8 if is_a else 4
+            found += [builder.extract_element(value, I32(n)) for n in (0, 1)] if is_a else [value]
+    return found
 
 
 def _load_matrices(builder, register, offset, way):

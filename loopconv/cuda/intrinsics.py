@@ -80,19 +80,20 @@ def entry(typing, plan, i):
     return types.UniTuple(types.int32, 4)(plan, types.int64), codegen
 
 
-@paired(lambda spots, i: tuple(spots[i : i + 4]))
-def spot(typing, spots, i):
-    """The four 32-bit numbers from spots[i] on, in shared memory, by one load."""
+@paired(lambda shared, i: tuple(shared[i : i + WIDE // shared.dtype.itemsize]))
+def noted(typing, shared, i):
+    """The 16 bytes from shared[i] on as a tuple of integers, by one load."""
+    count = WIDE * 8 // shared.dtype.bitwidth
 
     def codegen(context, builder, signature, values):
-        kind = ir.VectorType(I32, 4)
-        address = _address(builder, _data(context, builder, spots, values[0]), values[1], I32, kind, SHARED)
-        vector = builder.load(address)
+        element = ir.IntType(shared.dtype.bitwidth)
+        data = _data(context, builder, shared, values[0])
+        vector = builder.load(_address(builder, data, values[1], element, ir.VectorType(element, count), SHARED))
         vector.align = WIDE
-        parts = [builder.extract_element(vector, I32(n)) for n in range(4)]
+        parts = [builder.extract_element(vector, I32(n)) for n in range(count)]
         return context.make_tuple(builder, signature.return_type, parts)
 
-    return types.UniTuple(types.int32, 4)(spots, types.int32), codegen
+    return types.UniTuple(shared.dtype, count)(shared, types.int32), codegen
 
 
 def _pixel(i, plan, at):
@@ -162,44 +163,54 @@ def plain(typing, value):
 # ---------------------------------------------------------------------------- from global to shared memory
 
 
-def _fetch(shared, to, array, i, ok):
-    shared[to] = load(array, i) if ok else 0
+class Moved:
+    """`moved` in the simulator."""
+
+    def __init__(self, array, i):
+        self.array, self.i, self.dtype = array, i, array.dtype
+
+    def __getitem__(self, offset):
+        return self.array[self.i + offset]
 
 
-@paired(_fetch)
-def fetch(typing, shared, to, array, i, ok):
-    """shared[to] = array[i] if ok else 0; not before `arrived` where both are of one dtype."""
+@paired(Moved)
+def moved(typing, array, i):
+    """The array from element i on.
+
+    The address is worked out here and not put together with what comes to it: then each of a thread's fetches takes one
+    instruction for its own, and not four.
+    """
 
     def codegen(context, builder, signature, values):
-        _, to, pointer, i, ok = values
-        element = _element(shared.dtype)
-        where = _address(builder, _data(context, builder, shared, values[0]), to, element, element, SHARED)
-        if shared.dtype == array.dtype:
+        address = builder.gep(values[0], [values[1]])
+        return _assemble(builder, address.type, "mov.b64 $0, $1;", "=l,l", [address], False)
+
+    return array(array, types.int64), codegen
+
+
+def make_fetch(is_wide):
+    """fetch(shared, to, k, array, i, ok): shared[to + k] = array[i] if ok else 0; not before `arrived`.
+
+    With `is_wide`, the same for the 16 bytes from there on, which are aligned; `k` is what differs among a thread's
+    fetches.
+    """
+
+    def twin(shared, to, k, array, i, ok):
+        n = WIDE // shared.dtype.itemsize if is_wide else 1
+        shared[to + k : to + k + n] = [array[i + m] for m in range(n)] if ok else 0
+
+    @paired(twin)
+    def fetch(typing, shared, to, k, array, i, ok):
+        def codegen(context, builder, signature, values):
+            _, to, k, pointer, i, ok = values
+            element, data = _element(shared.dtype), _data(context, builder, shared, values[0])
+            where = builder.gep(_address(builder, data, to, element, element, SHARED), [k])
             source = _address(builder, pointer, i, element, element, GLOBAL)
-            _copy(builder, where, source, ok, shared.dtype.bitwidth // 8)
-        else:
-            value = _read(builder, pointer, builder.select(ok, i, I64(0)), array.dtype)
-            builder.store(builder.select(ok, value, ir.Constant(element, 0.0)), where)
+            _copy(builder, where, source, ok, WIDE if is_wide else shared.dtype.bitwidth // 8)
 
-    return types.void(shared, types.int32, array, types.int64, types.boolean), codegen
+        return types.void(shared, types.int32, types.int32, array, types.int32, types.boolean), codegen
 
-
-def _fetch_wide(shared, to, array, i, ok):
-    n = WIDE // shared.dtype.itemsize
-    shared[to : to + n] = [array[i + k] for k in range(n)] if ok else 0
-
-
-@paired(_fetch_wide)
-def fetch_wide(typing, shared, to, array, i, ok):
-    """The same for the 16 bytes from there on, which are aligned."""
-
-    def codegen(context, builder, signature, values):
-        _, to, pointer, i, ok = values
-        element = _element(shared.dtype)
-        where = _address(builder, _data(context, builder, shared, values[0]), to, element, element, SHARED)
-        _copy(builder, where, _address(builder, pointer, i, element, element, GLOBAL), ok, WIDE)
-
-    return types.void(shared, types.int32, array, types.int64, types.boolean), codegen
+    return fetch
 
 
 @paired(lambda: None)
@@ -269,11 +280,9 @@ def placed(where, twin):
     @paired(twin)
     def place(typing, t):
         signature = types.UniTuple(types.int32, 5)(types.int32)
-
-        def codegen(context, builder, signature, values):
-            return context.compile_internal(builder, where, signature, values)
-
-        return signature, codegen
+        return signature, lambda context, builder, signature, values: context.compile_internal(
+            builder, where, signature, values
+        )
 
     return place
 

@@ -289,7 +289,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     header = _weight_header(t, geometry, row_blocks, column_blocks, splits)
     in_parts = splits > 1
     # blocks at the edge look up columns that are not there
-    beyond = np.zeros(2 * tile.columns, np.int64)
+    beyond = np.full((tile.columns, 4), tiled.AWAY, np.int32).reshape(-1).view(np.int64)
     constants = (
         numbers.compute, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t),
         (in_parts or numbers.run > 1) and columns % (WIDE // np.dtype(numbers.compute).itemsize) == 0,
@@ -297,7 +297,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     multiply = Launch(
         tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
         np.concatenate([header, entries, beyond]), blocks * splits,
-        tiled.threads_of(constants[1], tile.quads), tiled.sum_shared(*constants), tile.resident,
+        tiled.threads_of(constants[1], tile.quads), tiled.weight_shared(*constants), tile.resident,
     )  # fmt: skip
     return _in_parts((multiply,), numbers, splits, size)
 
@@ -362,7 +362,11 @@ def tensor_weight_plan(geometry, numbers, capability=(9, 0), tile=None):
     header = _weight_header(t, geometry, row_blocks, column_blocks, splits)
     of_pixels = [y_last.C * y_last.source_steps[0], y_last.source_steps[0], *y_last.source_steps[1:]]
     header[tiled.Y_IMAGE : tiled.X_IMAGE] = [y_last.source_image, *of_pixels]
-    header[tiled.X_IMAGE : tiled.X_Q + 1] = [x_last.source_image, x_last.C * x_last.source_steps[0], *x_last.source_steps[1:]]
+    header[tiled.X_IMAGE : tiled.X_Q + 1] = [
+        x_last.source_image,
+        x_last.C * x_last.source_steps[0],
+        *x_last.source_steps[1:],
+    ]
     header[tiled.W_TAPS] = len(phase.taps)
     entries = _piece_tables(t, x_last, piece, column_blocks * tile.columns // piece)[1]
     constants = numbers.stored.name, (tile.rows, tile.columns), tile.quads, tile.depth, tile.stages, _axes(t)

@@ -19,20 +19,25 @@ from loopconv.cuda.intrinsics import (
     WIDE,
     anew,
     entry,
-    fetch_wide,
     inside,
     make_arrived,
+    make_fetch,
+    moved,
+    noted,
     pixel,
     plain,
     rounded,
     sent,
-    spot,
 )
 from loopconv.cuda.tiled import (
     AWAY,
+    BASE,
     BATCH,
     COLUMN_BLOCKS,
+    FIRST_PIXEL,
     HAS_BIAS,
+    LAST_PIXEL,
+    NOTES,
     NOWHERE,
     OUT_GROUP,
     OUT_IMAGE,
@@ -42,14 +47,15 @@ from loopconv.cuda.tiled import (
     OUT_SPLIT,
     OUT_Z,
     PHASE,
+    PHASES,
     PHASE_PIXELS,
     PHASE_SLAB,
     PHASE_SLABS,
     PHASE_START,
-    PHASES,
     PITCH,
-    ROW_BLOCKS,
     ROWS,
+    ROWS_LEFT,
+    ROW_BLOCKS,
     SIDE,
     SIZE_P,
     SIZE_Q,
@@ -65,29 +71,28 @@ from loopconv.cuda.tiled import (
     STRIDE_Z,
     SUM_HEADER,
     TABLE,
-    W_COLUMN_BLOCKS,
+    WEIGHT_HEADER,
     W_COLUMNS,
+    W_COLUMN_BLOCKS,
     W_PIXELS,
-    W_ROW_BLOCKS,
     W_ROWS,
+    W_ROW_BLOCKS,
     W_SIZE,
     W_SIZE_P,
     W_SIZE_Q,
     W_SIZE_Z,
     W_SPLITS,
     W_STEPS,
-    W_STRIDE_P,
-    W_STRIDE_Q,
-    W_STRIDE_Z,
     W_TAPS,
-    WEIGHT_HEADER,
+    X_FROM,
     X_GROUP,
     X_IMAGE,
-    X_P,
     X_Q,
-    X_Z,
+    Y_FROM,
     Y_GROUP,
+    Y_IMAGE,
     Y_Q,
+    note_pixel,
 )
 
 
@@ -110,7 +115,7 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
     spots_at = stages * stage * size // 4
     positions_at = stages * stage * size // 8 + 2 * columns
     place, begin, multiply, finish = make_tile("rows", dtype, tile, quads, pitch, (pitch, pitch), wide_out)
-    arrived = make_arrived(stages - 2)
+    fetch, arrived = make_fetch(True), make_arrived(stages - 2)
     element = getattr(types, dtype)
 
     # Over 100 lines with the constants above, for the reason that tiled.make_sum gives.
@@ -148,11 +153,13 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
         slabs = np.int32(slabs * (split + 1) // plan[SPLITS] - first_slab)
         first_step = (first_slab + plan[phase + PHASE_SLAB]) * PIECES + t % PIECES
         a_from = (group * plan[STEPS] + first_row + t // PIECES) * plan[PITCH] + first_step
+        a_from *= piece
         b_from = np.int32(plan[TABLE] + 2 * first_step)
-        here = first_image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP]
+        here = (first_image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP]) * piece
+        a_every, of_pixel = np.int32(every * plan[PITCH] * piece), np.int32(plan[SOURCE_Q] * piece)
         to = np.int32((t // PIECES) * pitch + (t % PIECES ^ t // PIECES // 4 % 4) * piece)
         spot_at = np.int32(spots_at + 4 * (t // PIECES))
-        h_size, w_size = np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
+        d_size, h_size, w_size = np.int32(plan[SIZE_Z]), np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
 
         lane, row, column, a_at, b_at = place(np.int32(t))
         has_bias = split == 0 and plan[HAS_BIAS] != 0
@@ -166,25 +173,25 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
 
         # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slab_at = np.int32(0)
-        for step in range(slabs + np.int32(stages - 1)):
+        for step in range(np.int32(slabs + stages - 1)):
             # this slab's fetches have arrived, and all are done with the one whose place is taken next
             arrived()
             cuda.syncthreads()
             if step < slabs:
+                from_a = moved(packed, a_from)
                 for i in range(rows // every):
-                    at = a_from + i * every * plan[PITCH]
-                    fetch_wide(shared, np.int32(slab_at + to + i * every * pitch), packed, at * piece, True)
+                    fetch(shared, np.int32(slab_at + to), i * every * pitch, from_a, np.int32(i) * a_every, True)
                 offset, dz, dp, dq = entry(plan, b_from)
                 for i in range(columns // every):
-                    at, z, p, q = spot(spots, np.int32(spot_at + 4 * i * every))
+                    at, z, p, q = noted(spots, np.int32(spot_at + 4 * i * every))
                     ok = inside(q + dq, w_size)
                     if axes > 2:
-                        ok &= inside(z + dz, np.int32(plan[SIZE_Z]))
+                        ok &= inside(z + dz, d_size)
                     if axes > 1:
                         ok &= inside(p + dp, h_size)
-                    at = here + np.int64(at) * plan[SOURCE_Q] + offset
-                    fetch_wide(shared, np.int32(slab_at + b_start + to + i * every * pitch), source, at * piece, ok)
-                a_from += PIECES
+                    from_b = moved(source, here + np.int64(at) * of_pixel)
+                    fetch(shared, np.int32(slab_at + to), b_start + i * every * pitch, from_b, offset * np.int32(piece), ok)
+                a_from += PIECES * piece
                 b_from = np.int32(b_from + 2 * PIECES)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
@@ -214,7 +221,7 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
     threads = threads_of(tile, quads)
     size = np.dtype(dtype).itemsize
     piece = WIDE // size
-    way, pad = ("quads", PAD) if dtype == "float32" else ("turned", 0)
+    way, pad = ("pairs", PAD) if dtype == "float32" else ("turned", 0)
     a_pitch, b_pitch = rows + pad, columns + pad
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
     together = threads // depth  # pieces of a step that the threads fetch at once
@@ -223,12 +230,16 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
     is_mixed = way == "turned" and together == 4
     positions_at = stages * stage * size // 8
     place, begin, multiply, finish = make_tile(way, dtype, tile, quads, depth, (a_pitch, b_pitch), False)
-    arrived = make_arrived(stages - 2)
+    fetch, arrived = make_fetch(True), make_arrived(stages - 2)
     element = getattr(types, dtype)
+    ahead, numbers = threads // depth, positions_at + columns
+    notes_at = numbers + NOTES
 
+    # Over 100 lines with the constants above, for the reason that tiled.make_sum gives.
     def weight_kernel(x, y, out, plan):
         shared = cuda.shared.array(0, element)
         positions = cuda.shared.array(0, types.int64)
+        coordinates = cuda.shared.array(0, types.int32)
         t = np.int64(cuda.threadIdx.x)
         block = np.int64(cuda.blockIdx.x)
         first_row = block % plan[W_ROW_BLOCKS] * rows
@@ -238,25 +249,21 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
         split = block % plan[W_SPLITS]
         group = block // plan[W_SPLITS]
 
-        # the first pixel that this thread fetches, and its first piece of rows and of columns
+        # pixels are counted from the first image that the block meets
         slabs = -(-plan[W_STEPS] // depth)
         first_slab = slabs * split // plan[W_SPLITS]
         slabs = np.int32(slabs * (split + 1) // plan[W_SPLITS] - first_slab)
-        e = t % together
-        d = t // 32 * 8 + t // 4 % 2 * 4 + t // 8 % 4 if is_mixed else t // together
         first_image = first_slab * depth // plan[W_PIXELS]
-        step = np.int32(first_slab * depth - first_image * plan[W_PIXELS] + d)
-        last = np.int32(min(plan[W_STEPS] - first_image * plan[W_PIXELS], 2**31 - 1))
-        row, column = first_row // piece + e, first_column // piece + e
-        y_from = group * plan[Y_GROUP] + first_image * plan[W_PIXELS] * plan[Y_Q] + row
-        x_from = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
-        rows_left = np.int32(plan[Y_Q] - row)
-        table = np.int32(WEIGHT_HEADER + 2 * column)
-        order = np.int32(d % 8 if way == "turned" else 0)
-        a_to, b_to = np.int32(d * a_pitch), np.int32(b_start + d * b_pitch)
 
-        lane, row, column, a_at, b_at = place(np.int32(t))
-        total = begin(y, 0, 0, False)
+        # what this thread fetches: of one pixel of the slab, every so many pieces of rows and of columns
+        d = t // 32 * 8 + t // 4 % 2 * 4 + t // 8 % 4 if is_mixed else t // together
+        row, column = first_row // piece + t % together, first_column // piece + t % together
+        rows_left = np.int32(min(plan[Y_Q] - row, rows))
+        table = np.int32(WEIGHT_HEADER + 2 * column)
+        order = np.int32(t % together ^ (d % 8 if way == "turned" else 0))
+        a_to, b_to = np.int32(d * a_pitch), np.int32(b_start + d * b_pitch)
+        d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
+
         channels = plan[X_Q] * piece
         for j in range(t, columns, threads):
             tap = (first_column + j) // channels
@@ -265,42 +272,50 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
             positions[positions_at + j] = c * plan[W_TAPS] + tap if exists else -1
         if t == 0:  # in shared memory, so that no registers are spent on them meanwhile
             base = split * plan[W_SIZE] + (group * plan[W_ROWS] + first_row) * plan[W_COLUMNS]
-            positions[positions_at + columns] = base
-            positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
+            positions[numbers + BASE], positions[numbers + ROWS_LEFT] = base, plan[W_ROWS] - first_row
+            positions[numbers + FIRST_PIXEL] = first_slab * depth - first_image * plan[W_PIXELS]
+            positions[numbers + LAST_PIXEL] = plan[W_STEPS] - first_image * plan[W_PIXELS]
+            positions[numbers + Y_FROM] = first_image * plan[Y_IMAGE] + group * plan[Y_GROUP]
+            positions[numbers + X_FROM] = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
+        row_from = row
+        lane, row, column, a_at, b_at = place(np.int32(t))
+        total = begin(y, 0, 0, False)
 
         # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slab_at = np.int32(0)
-        for turn in range(slabs + np.int32(stages - 1)):
+        for turn in range(np.int32(slabs + stages - 1)):
             arrived()
             cuda.syncthreads()
             if turn < slabs:
-                exists = step < last
-                at = y_from + np.int64(step) * plan[Y_Q]
+                if turn & (ahead - 1) == 0:
+                    note_pixel(positions, coordinates, numbers, notes_at + 4 * t, turn * depth + t, plan)
+                    cuda.syncthreads()
+                at = np.int32(notes_at + 4 * ((turn & (ahead - 1)) * depth + d))
+                y_at, x_at = noted(positions, at)
+                z, p, q, exists = noted(coordinates, np.int32(2 * at + 4))
+                from_y, from_x = moved(y, (y_at + row_from) * piece), moved(x, x_at * piece)
+                rows_now = rows_left if exists else np.int32(0)
                 for i in range(a_turns):
-                    to = np.int32(slab_at + a_to + ((e + i * together) ^ order) * piece)
-                    ok = exists & (np.int32(i * together) < rows_left)
-                    fetch_wide(shared, to, y, (at + i * together) * piece, ok)
-                n, z, p, q = pixel(step, plan, W_PIXELS)
-                z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
-                at = x_from + n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
+                    to = np.int32(slab_at + a_to + (order ^ np.int32(i * together)) * piece)
+                    ok = np.int32(i * together) < rows_now
+                    fetch(shared, to, 0, from_y, i * together * piece, ok)
                 for i in range(b_turns):
-                    to = np.int32(slab_at + b_to + ((e + i * together) ^ order) * piece)
+                    to = np.int32(slab_at + b_to + (order ^ np.int32(i * together)) * piece)
                     offset, dz, dp, dq = entry(plan, table + np.int32(2 * i * together))
-                    ok = exists & inside(np.int32(q) + dq, np.int32(plan[W_SIZE_Q]))
+                    ok = inside(q + dq, w_size)
                     if axes > 2:
-                        ok &= inside(np.int32(z) + dz, np.int32(plan[W_SIZE_Z]))
+                        ok &= inside(z + dz, d_size)
                     if axes > 1:
-                        ok &= inside(np.int32(p) + dp, np.int32(plan[W_SIZE_P]))
-                    fetch_wide(shared, to, x, (at + offset) * piece, ok)
-                step = np.int32(step + depth)
+                        ok &= inside(p + dp, h_size)
+                    fetch(shared, to, 0, from_x, offset * np.int32(piece), ok)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if turn >= stages - 1:
                 total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
         lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
-        base = positions[positions_at + columns] + row * plan[W_COLUMNS]
-        row_count = positions[positions_at + columns + 1] - row
+        base = positions[numbers + BASE] + row * plan[W_COLUMNS]
+        row_count = positions[numbers + ROWS_LEFT] - row
         finish(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
 
     return weight_kernel
@@ -309,7 +324,8 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
 def weight_shared(dtype, tile, quads, depth, stages, *_):
     """Bytes of shared memory, as `sum_shared`."""
     pad = PAD if dtype == "float32" else 0
-    return stages * depth * (tile[0] + tile[1] + 2 * pad) * np.dtype(dtype).itemsize + 8 * tile[1] + 16
+    slabs = stages * depth * (tile[0] + tile[1] + 2 * pad) * np.dtype(dtype).itemsize
+    return slabs + 8 * (tile[1] + NOTES) + 32 * threads_of(tile, quads)
 
 
 # ------------------------------------------------------------------------------------------ copies

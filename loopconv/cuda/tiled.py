@@ -19,11 +19,13 @@ from loopconv.cuda.intrinsics import (
     WIDE,
     anew,
     entry,
-    fetch,
-    fetch_wide,
     inside,
     make_arrived,
+    make_fetch,
     make_tile,
+    moved,
+    noted,
+    paired,
     pixel,
     sent,
 )
@@ -72,7 +74,7 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
     a_threads, b_threads = (n % threads for n in (a_every * a_across, b_every * b_across))
     positions_at = stages * stage * size // 8
     place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
-    arrived = make_arrived(stages - 2)
+    fetch_a, fetch_b, arrived = make_fetch(True), make_fetch(wide_source), make_arrived(stages - 2)
     element = getattr(types, dtype)
 
     # Over 100 lines with the constants above: from the first fetch to the last, all of it shares one set of registers
@@ -102,6 +104,7 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
         zs, ps, qs = z * plan[STRIDE_Z], p * plan[STRIDE_P], q * plan[STRIDE_Q]
         here += zs * plan[SOURCE_Z] + ps * plan[SOURCE_P] + qs * plan[SOURCE_Q]
         z0, p0, q0 = np.int32(zs), np.int32(ps), np.int32(qs)
+        from_here = moved(source, here)
         exists = j < last
         if axes and not exists:
             q0 = np.int32(AWAY)  # which no displacement brings inside
@@ -118,6 +121,7 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
         first_slab += plan[phase + PHASE_SLAB]
         a_from = (group * plan[STEPS] + first_slab * depth + t // a_across) * plan[PITCH]
         a_from += first_row + t % a_across * vector
+        a_step = np.int32(depth * plan[PITCH])
         b_from = np.int32(plan[TABLE] + 2 * (first_slab * depth + t // b_across))
         a_to = np.int32(t // a_across * a_pitch + t % a_across * vector)
         b_to = np.int32(b_start + t // b_across * b_pitch + j)
@@ -134,15 +138,17 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
         # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slab_at = np.int32(0)
         slabs = np.int32(slabs)
-        for step in range(slabs + np.int32(stages - 1)):
+        for step in range(np.int32(slabs + stages - 1)):
             # this slab's fetches have arrived, and all are done with the one whose place is taken next
             arrived()
             cuda.syncthreads()
             if step < slabs:
                 if not a_threads or t < a_threads:
                     for i in range(a_turns):
-                        at = a_from + i * a_every * plan[PITCH]
-                        fetch_wide(shared, np.int32(slab_at + a_to + i * a_every * a_pitch), packed, at, True)
+                        at = np.int32(i * a_every * plan[PITCH])
+                        fetch_a(
+                            shared, np.int32(slab_at + a_to), i * a_every * a_pitch, moved(packed, a_from), at, True
+                        )
                 if not b_threads or t < b_threads:
                     for i in range(b_turns):
                         offset, dz, dp, dq = entry(plan, b_from + np.int32(2 * i * b_every))
@@ -153,12 +159,8 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
                             ok &= inside(p0 + dp, np.int32(plan[SIZE_P]) if axes > 2 else h_size)
                         if axes > 0:
                             ok &= inside(q0 + dq, w_size)
-                        to = np.int32(slab_at + b_to + i * b_every * b_pitch)
-                        if wide_source:
-                            fetch_wide(shared, to, source, here + offset, ok)
-                        else:
-                            fetch(shared, to, source, here + offset, ok)
-                a_from += depth * plan[PITCH]
+                        fetch_b(shared, np.int32(slab_at + b_to), i * b_every * b_pitch, from_here, offset, ok)
+                a_from += a_step
                 b_from = np.int32(b_from + 2 * depth)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
@@ -191,6 +193,32 @@ def threads_of(tile, quads):
 W_TAPS, WEIGHT_HEADER = 33, 34
 
 
+# Where the block's own numbers are in `positions`, after those of its columns.
+BASE, ROWS_LEFT, FIRST_PIXEL, LAST_PIXEL, Y_FROM, X_FROM = range(6)
+NOTES = 6
+
+
+def _note_pixel(positions, coordinates, numbers, at, i, plan):
+    i += positions[numbers + FIRST_PIXEL]
+    n, z, p, q = pixel(i, plan, W_PIXELS)
+    at_y = n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
+    z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
+    at_x = n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
+    positions[at], positions[at + 1] = positions[numbers + Y_FROM] + at_y, positions[numbers + X_FROM] + at_x
+    exists = i < positions[numbers + LAST_PIXEL]
+    coordinates[2 * at + 4], coordinates[2 * at + 5] = z, p
+    coordinates[2 * at + 6], coordinates[2 * at + 7] = q if exists else AWAY, exists
+
+
+@paired(_note_pixel)
+def note_pixel(typing, positions, coordinates, numbers, at, i, plan):
+    """Write 32 bytes from positions[at] on: where pixel i of y lies, and x's below it, and where that is on three axes."""
+    signature = types.void(positions, coordinates, types.int64, types.int64, types.int64, plan)
+    return signature, lambda context, builder, signature, values: context.compile_internal(
+        builder, _note_pixel, signature, values
+    )
+
+
 def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
     """The kernel of the weight gradient; its constants are as in `make_sum`."""
     rows, columns = tile
@@ -201,12 +229,18 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
     a_turns, b_turns = rows // across, columns // across
     positions_at = stages * stage * np.dtype(dtype).itemsize // 8
     place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
-    arrived = make_arrived(stages - 2)
+    fetch, arrived = make_fetch(False), make_arrived(stages - 2)
     element = getattr(types, dtype)
+    # What is asked of one pixel by all threads is worked out once, for so many slabs at a time: with each thread asking
+    # anew in each slab, that was 100 of 1411 instructions.
+    ahead, numbers = threads // depth, positions_at + columns
+    notes_at = numbers + NOTES
 
+    # Over 100 lines with the constants above, for the reason that `make_sum` gives.
     def weight_kernel(x, y, out, plan):
         shared = cuda.shared.array(0, element)
         positions = cuda.shared.array(0, types.int64)
+        coordinates = cuda.shared.array(0, types.int32)
         t = np.int64(cuda.threadIdx.x)
         block = np.int64(cuda.blockIdx.x)
         first_row = block % plan[W_ROW_BLOCKS] * rows
@@ -216,20 +250,17 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
         split = block % plan[W_SPLITS]
         group = block // plan[W_SPLITS]
 
-        # the first pixel that this thread fetches, and how many there are from there on
+        # pixels are counted from the first image that the block meets
         slabs = -(-plan[W_STEPS] // depth)
         first_slab = slabs * split // plan[W_SPLITS]
         slabs = np.int32(slabs * (split + 1) // plan[W_SPLITS] - first_slab)
-        d = t % depth
         first_image = first_slab * depth // plan[W_PIXELS]
-        step = np.int32(first_slab * depth - first_image * plan[W_PIXELS] + d)
-        last = np.int32(min(plan[W_STEPS] - first_image * plan[W_PIXELS], 2**31 - 1))
+
+        # what this thread fetches: of one pixel of the slab, every so many rows and columns
+        d = t % depth
         row, column = first_row + t // depth, first_column + t // depth
-        y_from = first_image * plan[Y_IMAGE] + group * plan[Y_GROUP] + row * plan[Y_ROW]
-        x_from = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
-        y_step = np.int32(across * plan[Y_ROW])
+        row_from, y_step = np.int32(row * plan[Y_ROW]), np.int32(across * plan[Y_ROW])
         a_rows = np.int32(min(plan[W_ROWS] - row, rows))
-        b_columns = np.int32(min(plan[W_COLUMNS] - column, columns))
         table = np.int32(WEIGHT_HEADER + 2 * column)
         a_to = np.int32(d * a_pitch + t // depth)
         b_to = np.int32(b_start + d * b_pitch + t // depth)
@@ -240,43 +271,48 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
             positions[positions_at + t] = first_column + t if first_column + t < plan[W_COLUMNS] else -1
         if t == 0:  # in shared memory, as `anew`, so that no registers are spent on them meanwhile
             base = split * plan[W_SIZE] + (group * plan[W_ROWS] + first_row) * plan[W_COLUMNS]
-            positions[positions_at + columns] = base
-            positions[positions_at + columns + 1] = plan[W_ROWS] - first_row
+            positions[numbers + BASE], positions[numbers + ROWS_LEFT] = base, plan[W_ROWS] - first_row
+            positions[numbers + FIRST_PIXEL] = first_slab * depth - first_image * plan[W_PIXELS]
+            positions[numbers + LAST_PIXEL] = plan[W_STEPS] - first_image * plan[W_PIXELS]
+            positions[numbers + Y_FROM] = first_image * plan[Y_IMAGE] + group * plan[Y_GROUP]
+            positions[numbers + X_FROM] = first_image * plan[X_IMAGE] + group * plan[X_GROUP]
 
         # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slab_at = np.int32(0)
-        for turn in range(slabs + np.int32(stages - 1)):
+        for turn in range(np.int32(slabs + stages - 1)):
             arrived()
             cuda.syncthreads()
             if turn < slabs:
-                n, z, p, q = pixel(step, plan, W_PIXELS)
-                exists = step < last
-                at = y_from + n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
-                step_now, rows_now = anew(y_step), anew(a_rows)
-                for i in range(a_turns):
-                    ok = exists & (np.int32(i * across) < rows_now)
-                    fetch(shared, np.int32(slab_at + a_to + i * across), y, at + np.int32(i) * step_now, ok)
-                z, p, q = z * plan[W_STRIDE_Z], p * plan[W_STRIDE_P], q * plan[W_STRIDE_Q]
-                at = x_from + n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
-                for i in range(b_turns):
-                    ok = exists & (np.int32(i * across) < b_columns)
-                    offset, dz, dp, dq = entry(plan, table + np.int32(2 * i * across))
+                if turn & (ahead - 1) == 0:
+                    me = anew(np.int32(cuda.threadIdx.x))
+                    note_pixel(positions, coordinates, numbers, notes_at + 4 * me, turn * depth + me, plan)
+                    cuda.syncthreads()
+                mine = anew(np.int32(cuda.threadIdx.x)) & (depth - 1)
+                at = np.int32(notes_at + 4 * ((turn & (ahead - 1)) * depth + mine))
+                y_at, x_at = noted(positions, at)
+                z, p, q, exists = noted(coordinates, np.int32(2 * at + 4))
+                d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
+                from_y, from_x = moved(y, y_at + row_from), moved(x, x_at)
+                step_now, table_now, rows_now = anew(y_step), anew(table), anew(a_rows) if exists else np.int32(0)
+                for k in range(a_turns):
+                    ok = np.int32(k * across) < rows_now
+                    fetch(shared, np.int32(slab_at + a_to), k * across, from_y, np.int32(k) * step_now, ok)
+                for k in range(b_turns):
+                    offset, dz, dp, dq = entry(plan, table_now + np.int32(2 * k * across))
+                    ok = inside(q + dq, w_size)
                     if axes > 2:
-                        ok &= inside(np.int32(z) + dz, np.int32(plan[W_SIZE_Z]))
+                        ok &= inside(z + dz, d_size)
                     if axes > 1:
-                        ok &= inside(np.int32(p) + dp, np.int32(plan[W_SIZE_P]))
-                    if axes > 0:
-                        ok &= inside(np.int32(q) + dq, np.int32(plan[W_SIZE_Q]))
-                    fetch(shared, np.int32(slab_at + b_to + i * across), x, at + offset, ok)
-                step = np.int32(step + depth)
+                        ok &= inside(p + dp, h_size)
+                    fetch(shared, np.int32(slab_at + b_to), k * across, from_x, offset, ok)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if turn >= stages - 1:
                 total = multiply(total, shared, np.int32(slab_at + a_at), np.int32(slab_at + b_start + b_at), lane)
 
         lane, row, column, a_at, b_at = place(anew(np.int32(cuda.threadIdx.x)))
-        base = positions[positions_at + columns] + row * plan[W_COLUMNS]
-        row_count = positions[positions_at + columns + 1] - row
+        base = positions[numbers + BASE] + row * plan[W_COLUMNS]
+        row_count = positions[numbers + ROWS_LEFT] - row
         finish(total, out, base, plan[W_COLUMNS], row_count, positions, positions_at + column)
 
     return weight_kernel
@@ -286,6 +322,11 @@ def sum_shared(dtype, tile, quads, depth, stages, *_):
     """Bytes of shared memory: the slabs, where the result pixels lie, and two more numbers."""
     slab = depth * (tile[0] + tile[1] + 2 * PAD)
     return stages * slab * np.dtype(dtype).itemsize + 8 * (tile[1] + 2)
+
+
+def weight_shared(dtype, tile, quads, *constants):
+    """The same for the weight gradient, and what each thread notes of a pixel."""
+    return sum_shared(dtype, tile, quads, *constants) + 8 * (NOTES - 2) + 32 * threads_of(tile, quads)
 
 
 # The plan array of the packer, before two words for each step, of which the first is its offset in the weights.

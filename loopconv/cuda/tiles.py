@@ -52,9 +52,7 @@ _HALF = tuple(tile._replace(depth=32) for tile in _TF32)
 _WEIGHT32 = tuple(
     tile._replace(depth=16, stages=2, resident=min(tile.resident, 3), share=tile.share * 0.9) for tile in _FLOAT32
 )
-TILES = {
-    capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
-}
+TILES = {capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS}
 WEIGHT_TILES = {
     capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
 }
