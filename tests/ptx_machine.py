@@ -335,9 +335,12 @@ def _c_type(t):
 # ------------------------------------------------------------------------------------------------ execution
 
 
-class _Array(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_uint64), ("size", ctypes.c_uint64), ("written", ctypes.c_int32),
-                ("owner", ctypes.c_void_p))  # fmt: skip
+class Memory(ctypes.Structure):
+    """Bytes that a kernel may read, and write if `written`."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64), ("size", ctypes.c_uint64), ("written", ctypes.c_int32), ("owner", ctypes.c_void_p),
+    )  # fmt: skip
 
 
 class Kernel:
@@ -358,17 +361,16 @@ class Kernel:
 
         Copies that are asynchronous are carried out when they are waited for, or `early`, when they begin.
         """
-        given = [_Array(array.ctypes.data, array.nbytes, i in written, None) for i, array in enumerate(arrays)]
-        self.run_at([array.base for array in given], given, grid, block, shared, early)
+        memory = [Memory(array.ctypes.data, array.nbytes, i in written) for i, array in enumerate(arrays)]
+        self.run_at([array.base for array in memory], memory, grid, block, shared, early)
 
-    def run_at(self, addresses, given, grid, block, shared=0, early=False):
-        """The same with addresses for arguments, and `_Array`s that are all there is to read and write."""
-        if len(addresses) != len(self.translation.parameters):
-            raise PtxError(f"{self.translation.name} has {len(self.translation.parameters)} parameters")
+    def run_at(self, addresses, memory, grid, block, shared=0, early=False):
+        """The same with addresses for arguments, and all memory that there is."""
+        assert len(addresses) == len(self.translation.parameters)
         message = ctypes.create_string_buffer(400)
         line = self.library.launch(
-            (ctypes.c_uint64 * len(addresses))(*addresses), (_Array * len(given))(*given), len(given),
-            grid, block, shared, early, False, message,
+            (ctypes.c_uint64 * len(addresses))(*addresses), (Memory * len(memory))(*memory), len(memory), grid, block,
+            shared, early, False, message,
         )  # fmt: skip
         if line:
             code = self.translation.lines[line - 1].strip()
