@@ -187,3 +187,41 @@ def test_a_kernel_without_one_instruction(contraction, pattern):
 
     with pytest.raises(PtxError, match=r"line \d+, .*: (race|byte \d+ of shared memory (was never|is the target))"):
         check_plan(without, contraction, g, plan, FLOAT32, bias_of(contraction, g))
+
+
+# ---------------------------------------------------------------------------------------------- counted
+
+
+def costs(contraction, g, numbers, tile):
+    """What the accesses of the kernel of a tile cost in one block."""
+    found = []
+
+    def run(plan, arrays):
+        for launch in plan.launches:
+            given = [*(arrays[name] for name in launch.arrays), launch.numbers]
+            kernel = compiled(text_of(launch, plan, numbers.storage))
+            found.append(kernel.count(given, {len(launch.arrays) - 1}, launch.grid, launch.block, launch.shared)[1])
+
+    check_plan(run, contraction, g, plan_of(contraction, g, numbers, tile), numbers, bias_of(contraction, g))
+    return found[-1]
+
+
+@pytest.mark.parametrize(
+    ("contraction", "numbers", "tile"), [(c, numbers, tile) for c, _, numbers, tile in tiles() if c != "adjoint"]
+)
+def test_banks_of_shared_memory(contraction, numbers, tile):
+    """The turns that reading the factors takes, and writing what is fetched, for each that the bytes need."""
+    rows, channels = tile.rows, tile.columns // 36 * 4 + 4
+    g = geometry.conv((1, 2, 9, 11), (rows, 2, 3, 3), padding=1)
+    if contraction == "weight":
+        g = geometry.conv((1, channels, 5, 5), (rows, channels, 3, 3), padding=1)
+    lines = [line for line in costs(contraction, g, numbers, tile) if line.shared]
+    read, written = (
+        sum(line.parts for line in lines if re.search(pattern, line.code))
+        / sum(line.least for line in lines if re.search(pattern, line.code))
+        for pattern in (r"ld\.shared\.v", r"cp\.async|st\.shared\.f")
+    )
+    # quads of doubles lie 32 bytes apart, and each load takes half of one
+    assert read <= (1.5 if numbers.table == "float64" else 1)
+    # of one pixel after the other of y and x, a warp writes 16 rows of a slab, 4 or 8 banks from each other
+    assert written <= (1.5 if contraction == "forward" else 4 if numbers.precision else 2)

@@ -1,8 +1,7 @@
 """Runs the PTX of a kernel on the host: translated to C, instruction by instruction, and compiled by `cc`.
 
-What the instructions do is here, what a thread may do with memory and other threads in ptx_runtime.h. What is not known
-here fails while it is translated. Semantics are those of NVIDIA's manual of PTX; that cp.async and mma come from
-intrinsics of ours is not known here.
+What the instructions do is here, what a thread may do with memory and other threads in ptx_runtime.h, both by NVIDIA's
+manual of PTX: nothing comes from loopconv, which this checks. What is not known here fails while it is translated.
 """
 
 import atexit
@@ -14,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 FOLDER = tempfile.TemporaryDirectory()
 atexit.register(FOLDER.cleanup)
 RUNTIME = Path(__file__).with_name("ptx_runtime.h")
@@ -24,18 +25,19 @@ FLAGS = ("-O1", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-shared
 # name ends with. An entry is for a whole name, for one without the type but its letter, or for one without the type.
 OPERATIONS = {
     "add": "{a} + {b}", "add.rn": "{a} + {b}", "sub": "{a} - {b}", "sub.rn": "{a} - {b}", "neg": "-{a}", "mov": "{a}",
-    "mul.f": "{a} * {b}", "mul.rn.f": "{a} * {b}", "div.rn.f": "{a} / {b}",
+    "mul.f": "{a} * {b}", "mul.rn.f": "{a} * {b}",
     "fma.rn.f32": "fmaf({a}, {b}, {c})", "fma.rn.f64": "fma({a}, {b}, {c})",
     "mul.lo": "{a} * {b}", "mul.wide": "({wide}){a} * {b}", "mad.lo": "{a} * {b} + {c}",
-    "mad.wide": "({wide}){a} * {b} + {c_wide}", "mul.hi": "({wide}){a} * {b} >> {bits}",
+    "mul.hi": "({wide}){a} * {b} >> {bits}",
     "div.s": "divide_{t}({a}, {b}, 0, {line})", "div.u": "divide_{t}({a}, {b}, 0, {line})",
     "rem": "divide_{t}({a}, {b}, 1, {line})",
     "and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}", "not": "~{a}", "not.pred": "!{a}",
     "shl": "{b_u32} < {bits} ? {a} << {b_u32} : 0", "shr.u": "{b_u32} < {bits} ? {a} >> {b_u32} : 0",
     "shr.s": "{a} >> ({b_u32} < {bits} ? {b_u32} : {bits} - 1)",
-    "min": "{a} < {b} ? {a} : {b}", "max": "{a} > {b} ? {a} : {b}", "abs.s": "{a} < 0 ? -{a} : {a}",
-    "min.f": "fmin({a}, {b})", "max.f": "fmax({a}, {b})", "abs.f": "fabs({a})", "selp": "{c_pred} ? {a} : {b}",
-    "cvta.to.global": "{a}",
+    **dict.fromkeys(("min.s", "min.u"), "{a} < {b} ? {a} : {b}"),
+    **dict.fromkeys(("max.s", "max.u"), "{a} > {b} ? {a} : {b}"),
+    "selp": "{c_pred} ? {a} : {b}",
+    "cvta.to.global": "{a}", "prmt.b32": "permuted({a}, {b}, {c})", "bfe.u32": "field({a}, {b}, {c})",
 }  # fmt: skip
 CONVERSIONS = {
     "f64.f32": "{a}", "rn.f32.f64": "{a}", "f32.f16": "from_f16({a})", "f32.bf16": "from_bf16({a})",
@@ -43,13 +45,11 @@ CONVERSIONS = {
     "rna.tf32.f32": "round_tf32({a})",
     "rn.f16x2.f32": "(uint32_t)to_f16({a}) << 16 | to_f16({b})",
     "rn.bf16x2.f32": "(uint32_t)to_bf16({a}) << 16 | to_bf16({b})",
-    **{f"rn.{to}.{of}": "{a}" for to in ("f32", "f64") for of in ("s32", "u32", "s64", "u64")},
     **{f"{to}{size}.{of}{width}": "{a}" for to in "su" for size in (8, 16, 32, 64) for of in "su"
        for width in (8, 16, 32, 64)},
 }  # fmt: skip
 # Comparisons: those of floats are false for NaN, and end with `u` where they are true.
-COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
-               "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}  # fmt: skip
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 SPECIAL = {
     "%tid.x": "me->number", "%ntid.x": "block_size", "%ctaid.x": "block", "%nctaid.x": "grid",
     "%laneid": "(me->number % LANES)", "%dynamic_smem_size": "dynamic_bytes",
@@ -67,12 +67,6 @@ class PtxError(Exception):
     """What a kernel did that it must not; or what is not known here."""
 
 
-class Block(NamedTuple):
-    """Instructions that are executed one after the other: {line: name}."""
-
-    names: dict
-
-
 # ---------------------------------------------------------------------------------------------- translation
 
 
@@ -80,7 +74,9 @@ class Translation:
     """The C of the one kernel in a text of PTX."""
 
     def __init__(self, text):
-        self.name = re.search(r"\.entry\s+([\w$]+)", text)[1]
+        kind, self.name = re.search(r"\.(entry|func)\s+([\w$]+)", text).groups()
+        if kind == "func" or len(re.findall(r"\.(?:entry|func)\b", text)) > 1:
+            raise PtxError(f"{self.name}: there are functions besides the kernel")
         self.parameters = re.findall(r"\.param\s+\.u64\s+([\w$]+)", text)
         self.lines = text.splitlines()
         self.registers, self.symbols, self.static, self.blocks, self.body = {}, {}, 0, [], []
@@ -121,7 +117,7 @@ class Translation:
             self.symbols[name] = self.static
 
     def _new_block(self):
-        self.blocks.append(Block({}))
+        self.blocks.append([])
         self.body.append(f"hits[{len(self.blocks) - 1}]++;")
 
     def _statement(self, code):
@@ -138,7 +134,7 @@ class Translation:
             return ""
         guard, name, rest = re.fullmatch(r"(?:@(!?%p\d+)\s+)?([\w.:]+)\s*(.*)", code, re.DOTALL).groups()
         operands = [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^]]*\]|[^,{\[])+", rest) if part.strip()]
-        self.blocks[-1].names[self.line] = name
+        self.blocks[-1].append(name)
         done = self._instruction(name, name.split("."), operands)
         done = f"if ({self._value(guard, 'pred')}) {{ {done} }}" if guard else done
         if name in ("bra", "bra.uni"):
@@ -152,7 +148,7 @@ class Translation:
             return f"goto {_label(*operands)};"
         if name == "ret":
             return "return;"
-        if name == "bar.sync" and operands == ["0"]:
+        if name in ("bar.sync", "barrier.sync") and operands == ["0"]:
             return f"barrier({self.line});"
         special = {"ld": self._load, "st": self._store, "setp": self._compare, "mma": self._mma, "cp": self._copy,
                    "ldmatrix": self._matrices, "red": self._add}  # fmt: skip
@@ -172,7 +168,7 @@ class Translation:
         wide = f"{t[0]}{2 * _bits_of(t)}"
         values = {"t": t, "bits": _bits_of(t), "line": self.line, "wide": _c_type(wide)}
         for letter, source in zip("abc", sources, strict=False):
-            for key, of in ((letter, t), (f"{letter}_u32", "u32"), (f"{letter}_pred", "pred"), (f"{letter}_wide", to)):
+            for key, of in ((letter, t), (f"{letter}_u32", "u32"), (f"{letter}_pred", "pred")):
                 if "{" + key + "}" in formula:
                     values[key] = self._value(source, of)
         if len(sources) != len({key[0] for key in re.findall(r"\{([abc])", formula)}):
@@ -265,7 +261,7 @@ class Translation:
             return "wait_all();"
         if parts == ["async", "wait_group"]:
             return f"wait_group({int(*operands)});"
-        if parts[:1] + parts[2:4] != ["async", "shared", "global"] or parts[1] not in ("ca", "cg"):
+        if not re.fullmatch(r"async\.c[ag]\.shared\.global(\.L2::\w+)?", ".".join(parts)):
             raise ValueError
         to, source, size, *count = operands
         if int(size) not in ((16,) if parts[1] == "cg" else (4, 8, 16)):
@@ -281,8 +277,6 @@ class Translation:
         a, b = (self._value(source, t) for source in sources)
         if t[0] != "f":
             test = f"{a} {COMPARISONS[name]} {b}"
-        elif name in ("num", "nan"):
-            test = f"{'!' * (name == 'num')}isunordered({a}, {b})"
         else:
             test = f"{a} {COMPARISONS[name.removesuffix('u')]} {b}"
             test = f"isunordered({a}, {b}) || {test}" if name.endswith("u") else f"!isunordered({a}, {b}) && {test}"
@@ -361,20 +355,130 @@ class Kernel:
 
         Copies that are asynchronous are carried out when they are waited for, or `early`, when they begin.
         """
-        memory = [Memory(array.ctypes.data, array.nbytes, i in written) for i, array in enumerate(arrays)]
-        self.run_at([array.base for array in memory], memory, grid, block, shared, early)
+        self.run_at(*_given(arrays, written), grid, block, shared, early)
 
-    def run_at(self, addresses, memory, grid, block, shared=0, early=False):
+    def run_at(self, addresses, memory, grid, block, shared=0, early=False, logged=False):
         """The same with addresses for arguments, and all memory that there is."""
         assert len(addresses) == len(self.translation.parameters)
         message = ctypes.create_string_buffer(400)
         line = self.library.launch(
             (ctypes.c_uint64 * len(addresses))(*addresses), (Memory * len(memory))(*memory), len(memory), grid, block,
-            shared, early, False, message,
+            shared, early, logged, message,
         )  # fmt: skip
         if line:
             code = self.translation.lines[line - 1].strip()
             raise PtxError(f"{self.translation.name}, line {line}, {code!r}, {message.value.decode()}")
 
+    def count(self, arrays, written, grid, block, shared=0):
+        """Run a grid as `run` does: ({class of instructions: executions by a thread}, [Traffic of each line]).
+
+        Arrays are counted as if they began at multiples of 256 bytes, as those of a GPU do.
+        """
+        placed = [_placed(array) for array in arrays]
+        self.run_at(*_given(placed, written), grid, block, shared, logged=True)
+        for i in written:
+            arrays[i][...] = placed[i]
+        log = np.empty(ctypes.c_long.in_dll(self.library, "access_count").value, ACCESS)
+        ctypes.memmove(log.ctypes.data, ctypes.c_void_p.in_dll(self.library, "accesses"), log.nbytes)
+        self.library.forget()
+        code = self.translation.lines
+        traffic = [Traffic(line, code[line - 1].strip(), *numbers) for line, *numbers in _traffic(log)]
+        return self._executed(grid * block), traffic
+
+    def _executed(self, threads):
+        blocks = self.translation.blocks
+        executed = dict.fromkeys((*CLASSES, "other"), 0.0)
+        for times, names in zip((ctypes.c_long * len(blocks)).in_dll(self.library, "hits"), blocks):
+            for name in names:
+                kind = next((kind for kind, begins in CLASSES.items() if name.startswith(begins)), "other")
+                executed[kind] += times / threads
+        return executed
+
 
 compiled = cache(Kernel)
+
+
+def _placed(array):
+    """A copy that begins at a multiple of 256 bytes."""
+    room = np.empty(array.nbytes + 256, np.uint8)
+    start = -room.ctypes.data % 256
+    copy = room[start : start + array.nbytes].view(array.dtype)
+    copy[...] = array
+    return copy
+
+
+def _given(arrays, written):
+    """(addresses, Memory of each) of NumPy arrays."""
+    memory = [Memory(array.ctypes.data, array.nbytes, i in written) for i, array in enumerate(arrays)]
+    return [array.base for array in memory], memory
+
+
+# ------------------------------------------------------------------------------------------------- counting
+
+ACCESS = np.dtype(
+    [("address", "i8"), *((name, "i4") for name in ("block", "thread", "line", "size", "shared"))], align=True
+)
+CLASSES = {"fma": ("fma",), "mma": ("mma",), "memory": ("ld", "st", "red", "cp.async.ca", "cp.async.cg")}
+WARP, SECTOR, WORD, BANKS = 32, 32, 4, 32
+
+
+class Traffic(NamedTuple):
+    """What the accesses of one line to shared or global memory cost.
+
+    A copy to shared memory has two of these, of which the first is what it reads. `requests` are executions by a warp;
+    `parts` are the sectors of 32 bytes that they touch in global memory, or, in shared memory, the turns in which each
+    bank gives one word; `least` is how many parts the same bytes need that lie best.
+    """
+
+    line: int
+    code: str
+    shared: bool
+    requests: int
+    parts: int
+    least: int
+
+
+def _traffic(log):
+    """(line, whether shared, requests, parts, least) of each line.
+
+    Lanes are taken to execute a line for the nth time together.
+    """
+    log = log[np.lexsort((log["thread"], log["block"], log["line"], log["shared"]))]  # stable: then by time
+    of_thread = log[["shared", "line", "block", "thread"]]
+    first = np.flatnonzero(np.append(True, of_thread[1:] != of_thread[:-1]))
+    time = np.arange(log.size) - np.repeat(first, np.diff(np.append(first, log.size)))
+    request = np.zeros(log.size, int)
+    for column in (log["shared"], log["line"], log["block"], log["thread"] // WARP, time):
+        values, place = np.unique(column, return_inverse=True)
+        request = np.unique(request * len(values) + place, return_inverse=True)[1]
+    one = log[np.unique(request, return_index=True)[1]]  # access of each request
+    cost = np.where(one["shared"], _turns(log, request), _sectors(log, request, one["size"]))
+    lines, of_line = np.unique(one[["shared", "line"]], return_inverse=True)
+    requests, parts, least = (np.bincount(of_line, weights).astype(int) for weights in (None, *cost))
+    for n, (shared, line) in enumerate(lines.tolist()):
+        yield line, bool(shared), requests[n], parts[n], least[n]
+
+
+def _distinct(a, b):
+    """The pairs of numbers at the same place of both, each once."""
+    values, place = np.unique(b, return_inverse=True)
+    pairs = np.unique(a * len(values) + place)
+    return pairs // len(values), values[pairs % len(values)]
+
+
+def _sectors(log, request, size):
+    """[sectors, least] of each request, of which each lane's has `size` bytes."""
+    sectors, _ = _distinct(request, log["address"] // SECTOR)
+    places, _ = _distinct(request, log["address"])
+    return np.stack([np.bincount(sectors), -(-np.bincount(places) * size // SECTOR)])
+
+
+def _turns(log, request):
+    """[turns, least] of each request: of 8 bytes, half a warp is served at once, of 16 a quarter."""
+    words = np.maximum(log["size"] // WORD, 1)
+    quarter = log["thread"] % WARP // 8
+    part = request * 4 + np.select([words == 2, words == 4], [quarter // 2, quarter], 0)
+    step = np.arange(words.sum()) - np.repeat(np.cumsum(words) - words, words)
+    parts, word = _distinct(np.repeat(part, words), np.repeat(log["address"] // WORD, words) + step)
+    of_bank = np.bincount(parts * BANKS + word % BANKS, minlength=(request.max() + 1) * 4 * BANKS).reshape(-1, 4, BANKS)
+    return np.stack([of_bank.max(2).sum(1), -(-of_bank.sum(2) // BANKS).sum(1)])

@@ -21,7 +21,7 @@ typedef union {
 } Register;
 
 typedef struct { uint64_t base, size; int32_t written; uint32_t *owner; } Array;
-typedef struct { uint64_t address; uint32_t block, thread, line, size, is_shared, writes; } Access;
+typedef struct { uint64_t address; uint32_t block, thread, line, size, is_shared; } Access;
 typedef struct { unsigned to, size, count, group; uint64_t from; int line; } Copy;
 /* Of a byte of shared memory: the intervals between barriers in which it was last written and read, and by whom. */
 typedef struct { uint32_t written, read; uint16_t writer, reader, copies; } Shadow;
@@ -153,19 +153,21 @@ int launch(const uint64_t *given, Array *of, int count, unsigned blocks, unsigne
 
 /* ------------------------------------------------------------------------------------------------- memory */
 
-static void note(uint64_t address, unsigned size, int line, int is_shared, int writes) {
+static void note(uint64_t address, unsigned size, int line, int is_shared) {
     if (!is_logged) return;
     if (!(access_count & (access_count - 1))) /* at powers of two, there is no room left */
         accesses = realloc(accesses, (access_count ? 2 * access_count : 1) * sizeof(Access));
-    accesses[access_count++] = (Access){address, block, me->number, line, size, is_shared, writes};
+    accesses[access_count++] = (Access){address, block, me->number, line, size, is_shared};
 }
+
+void forget(void) { free(accesses); accesses = NULL; }
 
 /* The bytes of registered arrays at an address. What a launch writes has one thread that writes and reads it, or is
    added to atomically. */
 enum { READS, WRITES, ADDS };
 static void *global_part(uint64_t address, unsigned size, int line, int how) {
     uint32_t self = how == ADDS ? 0xffffffff : block * 1024 + me->number + 1;
-    note(address, size, line, 0, how != READS);
+    note(address, size, line, 0);
     for (int n = 0; n < array_count; n++) {
         uint64_t first = address - arrays[n].base;
         if (first >= arrays[n].size || size > arrays[n].size - first) continue;
@@ -209,7 +211,7 @@ static void *shared_part(uint64_t address, unsigned size, int line, int how) {
 }
 
 static void *shared(uint64_t address, unsigned size, int line, int how) {
-    note(address, size, line, 1, how == WRITES);
+    note(address, size, line, 1);
     return shared_part(address, size, line, how);
 }
 
@@ -276,6 +278,23 @@ static uint16_t to_bf16(float value) {
 
 static uint32_t round_tf32(float value) {
     return isnan(value) ? 0x7fffe000 : (bits_of(value) + 0x1000) & 0xffffe000;
+}
+
+/* Byte i of the result is byte c[i] % 8 of a and b, a first, or eight times its sign bit where c[i] > 7. */
+static uint32_t permuted(uint32_t a, uint32_t b, uint32_t c) {
+    uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) {
+        int from = c >> 4 * i & 15;
+        uint8_t byte = both >> 8 * (from & 7);
+        result |= (uint32_t)(from & 8 ? (byte & 0x80 ? 0xff : 0) : byte) << 8 * i;
+    }
+    return result;
+}
+
+static uint32_t field(uint32_t value, uint32_t first, uint32_t bits) {
+    first &= 255, bits &= 255;
+    return first > 31 ? 0 : value >> first & (uint32_t)((1ull << (bits < 32 ? bits : 32)) - 1);
 }
 
 #define DIVISION(name, type, least) \

@@ -52,9 +52,12 @@ def run(body, source=None, target=None, threads=64, blocks=1, shared=256, early=
     """The target, in whose place 77 was before."""
     source = np.arange(64, dtype=np.uint32) if source is None else source
     target = np.full(64, 77, np.uint32) if target is None else target
-    kernel = compiled(SNIPPET.replace("BODY", body.replace("; ", ";\n    ") + ";").replace(":;", ":"))
-    kernel.run([source, target], {1}, blocks, threads, shared, early)
+    kernel_of(body).run([source, target], {1}, blocks, threads, shared, early)
     return target
+
+
+def kernel_of(body):
+    return compiled(SNIPPET.replace("BODY", body.replace("; ", ";\n    ") + ";").replace(":;", ":"))
 
 
 # ------------------------------------------------------------------------------------ threads and memory
@@ -75,6 +78,11 @@ FINE = {
 @pytest.mark.parametrize("body", FINE.values(), ids=FINE)
 def test_numbers_from_thread_to_thread(body, early):
     assert np.array_equal(run(body, early=early), np.arange(64)[::-1])
+
+
+def test_there_is_one_kernel():
+    with pytest.raises(PtxError, match=r"^snippet: there are functions besides the kernel$"):
+        compiled(SNIPPET + ".func other () { ret; }")
 
 
 def test_copies_of_fewer_bytes_end_in_zeros():
@@ -196,6 +204,19 @@ def test_integers(name):
         assert got == INTEGERS[name](*given) % 2 ** (64 if wide else 32), given
 
 
+def test_parts_of_words():
+    for code, expected in (
+        ("prmt.b32 %r6, %r4, %r5, 21520", lambda a, b: a & 0xFFFF | b << 16),  # 0x5410
+        ("prmt.b32 %r6, %r4, %r5, 30258", lambda a, b: a >> 16 | b & 0xFFFF0000),  # 0x7632
+        ("prmt.b32 %r6, %r4, %r5, 34440", lambda a, b: (a >> 7 & 1) * 0xFF00FFFF | b & 0xFF0000),  # 0x8688
+        ("bfe.u32 %r6, %r4, 16, 8", lambda a, b: a >> 16 & 0xFF),
+        ("bfe.u32 %r6, %r4, 8, 32", lambda a, b: a >> 8),
+    ):
+        got = of_pairs(code + "; cvt.u64.u32 %rd12, %r6")
+        for a, b, number in zip(WORDS.tolist(), WORDS[1:].tolist(), got.tolist()):
+            assert number == expected(a, b) % 2**32, (code, a, b)
+
+
 SIZES = [0.0, -0.0, 1.0, 2.0, -2.0, np.nan, np.inf, 1.5]
 COMPARED = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -245,6 +266,10 @@ def test_conversions():
     assert np.array_equal(np.signbit(got[~np.isnan(got)]), np.signbit(half[~np.isnan(half)]))
     back = of_each("cvt.u16.u32 %rs1, %r4; cvt.f32.f16 %f2, %rs1; mov.b32 %r5, %f2", half.view(np.uint16).astype("u4"))
     assert np.array_equal(back.view(np.float32), half.astype(np.float32), equal_nan=True)
+    wide = of_each("cvt.u16.u32 %rs1, %r4; cvt.f32.bf16 %f2, %rs1; mov.b32 %r5, %f2", CONVERTED >> 16)
+    assert np.array_equal(wide, CONVERTED >> 16 << 16)
+    pairs = of_each("cvt.rn.f16x2.f32 %r5, %f1, 0f3F800000", CONVERTED).view(np.float16).reshape(-1, 2)
+    assert np.array_equal(pairs, np.stack([np.ones_like(half), half], 1), equal_nan=True)
     tf32, bf16 = "cvt.rna.tf32.f32 %r5, %f1", "cvt.rn.bf16.f32 %rs1, %f1; cvt.u32.u16 %r5, %rs1; shl.b32 %r5, %r5, 16"
     for code, bits, to_even in ((tf32, 13, False), (bf16, 16, True)):
         rest, half_way = CONVERTED & np.uint32(2**bits - 1), 2 ** (bits - 1)
@@ -339,3 +364,45 @@ def test_instructions_of_a_warp():
         run(part, np.zeros(384, "u4"), np.zeros(128, "u4"), 32)
     with pytest.raises(PtxError, match="thread 0: byte 0 of shared memory was never written"):
         run(LOAD_A.replace("%r25", "%rd6"), threads=32)
+
+
+# ---------------------------------------------------------------------------------------------- counting
+
+
+def counted(body, blocks=1, threads=32):
+    source, target = np.zeros(2048, np.uint32), np.zeros(2048, np.uint32)
+    return kernel_of(body).count([source, target], {1}, blocks, threads, 8192)
+
+
+# What is stored, bytes from lane to lane, and parts and the least of them: in shared memory turns, then sectors.
+STORED = [
+    ("shared.u32", 4, 1, 1), ("shared.u32", 8, 2, 1), ("shared.u32", 128, 32, 1), ("shared.u32", 132, 1, 1),
+    ("shared.v2.u32", 8, 2, 2), ("shared.v2.u32", 16, 4, 2), ("shared.v4.u32", 16, 4, 4), ("shared.v4.u32", 32, 8, 4),
+    ("global.u32", 4, 4, 4), ("global.u32", 32, 32, 4), ("global.v2.u32", 8, 8, 8), ("global.v4.u32", 32, 32, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("store", "stride", "parts", "least"), STORED)
+def test_what_accesses_cost(store, stride, parts, least):
+    base, count = "%rd6" if "shared" in store else "%rd2", int(store[8]) if store[7] == "v" else 1
+    number = "%r1" if count == 1 else f"{{{', '.join(['%r1'] * count)}}}"
+    place = f"mul.wide.u32 %rd10, %r1, {stride}; add.s64 %rd11, {base}, %rd10; "
+    _, (traffic,) = counted(place + f"st.{store} [%rd11], {number}")
+    assert traffic[:2] == (BODY_LINE + 2, f"st.{store} [%rd11], {number};")
+    assert traffic[2:] == ("shared" in store, 1, parts, least)
+
+
+def test_one_word_for_all_lanes():
+    *_, shared, target = sorted(counted(STORE + BARRIER + "ld.shared.u32 %r4, [%rd6]; ld.global.u32 %r4, [%rd1]")[1])
+    assert shared[2:] == (True, 1, 1, 1)
+    assert target[2:] == (False, 1, 1, 1)
+
+
+def test_what_is_executed():
+    """By two blocks of two warps, of which the first adds twice."""
+    loop = "setp.gt.u32 %p1, %r6, 31; @%p1 bra $L_1; fma.rn.f32 %f1, %f1, %f1, %f1; ld.global.u32 %r4, [%rd4]; $L_1:"
+    executed, (traffic,) = counted(loop + "; fma.rn.f32 %f1, %f1, %f1, %f1", 2, 64)
+    assert executed["fma"] == 1.5
+    assert executed["mma"] == 0
+    assert executed["memory"] == 2.5  # two are of parameters
+    assert traffic.requests == 2
