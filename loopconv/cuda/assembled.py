@@ -35,29 +35,25 @@ def kernels(capability):
         for table, tiles in tables[capability].items():
             numbers = Numbers(*STORED[table])
             for tile in tiles[:1] if table == "half" else tiles:
-                plan = _tiled(GENERAL, contraction, numbers, capability, tile)
+                plan = plans.tile_plan(contraction, GENERAL, numbers, capability, False, tile)
                 add(f"{kind} {table} {tile.rows}x{tile.columns}", plan, numbers.storage)
         tile = tables[capability]["float32"][0]
         for name, g in (("volumes", VOLUMES), ("pointwise", POINTWISE)):
-            add(f"{kind} float32 {name}", _tiled(g, contraction, Numbers("float32"), capability, tile), "float32")
+            add(
+                f"{kind} float32 {name}",
+                plans.tile_plan(contraction, g, Numbers("float32"), capability, False, tile),
+                "float32",
+            )
     for storage in ("float32", "float64"):
         for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
             add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)
         add(f"weight {storage} depthwise", plans.plan("weight", DEPTHWISE, Numbers(storage), capability), storage)
-    whole = plans.sum_plan(geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability)
+    whole = plans.sum_plan(
+        geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability, False
+    )
     found["pack"] = whole.launches[0], whole.rooms, "float32"
     found["add up"] = whole.launches[-1], whole.rooms, "float32"
     return found
-
-
-def _tiled(g, contraction, numbers, capability, tile):
-    if contraction == "weight":
-        return (plans.tensor_weight_plan if numbers.is_for_tensor_cores else plans.weight_plan)(
-            g, numbers, capability, tile
-        )
-    return (plans.tensor_sum_plan if numbers.is_for_tensor_cores else plans.sum_plan)(
-        g, contraction, numbers, capability, False, tile
-    )
 
 
 def assemble(ptx, capability):

@@ -131,15 +131,20 @@ def is_in_runs(sizes, steps, image, run):
 
 def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
-    if is_grouped(geometry, contraction):
-        sums, weight = grouped_sum_plan, grouped_weight_plan
-    elif numbers.is_for_tensor_cores:
-        sums, weight = tensor_sum_plan, tensor_weight_plan
-    else:
-        sums, weight = sum_plan, weight_plan
+    if not is_grouped(geometry, contraction):
+        return tile_plan(contraction, geometry, numbers, capability, has_bias)
     if contraction == "weight":
-        return weight(geometry, numbers, capability)
-    return sums(geometry, contraction, numbers, capability, has_bias)
+        return grouped_weight_plan(geometry, numbers, capability)
+    return grouped_sum_plan(geometry, contraction, numbers, capability, has_bias)
+
+
+def tile_plan(contraction, geometry, numbers, capability, has_bias, tile=None):
+    """The plan by products of tiles; the tile is chosen where none is given."""
+    by_tensor_cores = numbers.is_for_tensor_cores
+    if contraction == "weight":
+        return (tensor_weight_plan if by_tensor_cores else weight_plan)(geometry, numbers, capability, tile)
+    plan_of = tensor_sum_plan if by_tensor_cores else sum_plan
+    return plan_of(geometry, contraction, numbers, capability, has_bias, tile)
 
 
 @lru_cache(maxsize=256)
@@ -169,7 +174,7 @@ def sum_of(geometry, contraction):
     return Sum(p, p.C, p.K, p.y, p.y_step, y_image, steps, x_image, (1, 1, 1), phases, (group, taps, k_step))
 
 
-def sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, tile=None):
+def sum_plan(geometry, contraction, numbers, capability, has_bias, tile=None):
     """Forward or adjoint: pack the weights, multiply, and add up the parts where there are several."""
     t = sum_of(geometry, contraction)
     if not t.phases:
@@ -233,7 +238,7 @@ def _sum_in_parts(plan, geometry, numbers, t, parts, size, out, has_bias):
     return Plan((*plan.launches, add_up), plan.rooms | {"partial": (parts * size, None)})
 
 
-def grouped_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, shape=None):
+def grouped_sum_plan(geometry, contraction, numbers, capability, has_bias, shape=None):
     """Forward or adjoint of small groups; `shape` is (run, threads) of a block."""
     t = sum_of(geometry, contraction)
     if not t.phases:
@@ -254,7 +259,7 @@ def grouped_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias
     return Plan((launch,), {})
 
 
-def grouped_weight_plan(geometry, numbers, capability=(9, 0), shape=None):
+def grouped_weight_plan(geometry, numbers, capability, shape=None):
     """The weight gradient of small groups; `shape` is (run, threads) of a block."""
     t = sum_of(geometry, "forward")
     p, (phase,) = t.p, t.phases
@@ -274,7 +279,7 @@ def grouped_weight_plan(geometry, numbers, capability=(9, 0), shape=None):
     return _in_parts((launch,), numbers, splits, size)
 
 
-def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
+def weight_plan(geometry, numbers, capability, tile=None):
     """The weight gradient: multiply, and add up the parts where there are several."""
     t = sum_of(geometry, "forward")
     p, (phase,) = t.p, t.phases
@@ -305,7 +310,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=None):
 # --------------------------------------------------------------------------------------- tensor cores
 
 
-def tensor_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=False, tile=None):
+def tensor_sum_plan(geometry, contraction, numbers, capability, has_bias, tile=None):
     """Forward or adjoint: copy weights and source with their channels last, multiply, and add up the parts."""
     t = sum_of(geometry, contraction)
     if not t.phases:
@@ -347,7 +352,7 @@ def tensor_sum_plan(geometry, contraction, numbers, capability=(9, 0), has_bias=
     return _sum_in_parts(plan, geometry, numbers, t, splits, size, out, has_bias)
 
 
-def tensor_weight_plan(geometry, numbers, capability=(9, 0), tile=None):
+def tensor_weight_plan(geometry, numbers, capability, tile=None):
     """The weight gradient: copy both arrays with their channels last, multiply, and add up the parts."""
     t, y = sum_of(geometry, "forward"), sum_of(geometry, "adjoint")
     p, (phase,), piece = t.p, t.phases, WIDE // numbers.stored.itemsize

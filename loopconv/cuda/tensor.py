@@ -169,7 +169,6 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
             base = plan[phase + PHASE_START] + split * plan[OUT_SPLIT] + group * plan[OUT_GROUP]
             positions[positions_at + columns] = base + first_row * plan[OUT_ROW]
             positions[positions_at + columns + 1] = plan[ROWS] - first_row
-        cuda.syncthreads()
 
         # in shared memory, of the slab that is fetched; the next one is the oldest, which is used
         slab_at = np.int32(0)
@@ -190,7 +189,14 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
                     if axes > 1:
                         ok &= inside(p + dp, h_size)
                     from_b = moved(source, here + np.int64(at) * of_pixel)
-                    fetch(shared, np.int32(slab_at + to), b_start + i * every * pitch, from_b, offset * np.int32(piece), ok)
+                    fetch(
+                        shared,
+                        np.int32(slab_at + to),
+                        b_start + i * every * pitch,
+                        from_b,
+                        offset * np.int32(piece),
+                        ok,
+                    )
                 a_from += PIECES * piece
                 b_from = np.int32(b_from + 2 * PIECES)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
@@ -234,6 +240,7 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
     element = getattr(types, dtype)
     ahead, numbers = threads // depth, positions_at + columns
     notes_at = numbers + NOTES
+    coordinates_at = 2 * notes_at + 4 * threads
 
     # Over 100 lines with the constants above, for the reason that tiled.make_sum gives.
     def weight_kernel(x, y, out, plan):
@@ -288,11 +295,12 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
             cuda.syncthreads()
             if turn < slabs:
                 if turn & (ahead - 1) == 0:
-                    note_pixel(positions, coordinates, numbers, notes_at + 4 * t, turn * depth + t, plan)
+                    i = turn * depth + t
+                    note_pixel(positions, coordinates, numbers, notes_at + 2 * t, coordinates_at + 4 * t, i, plan)
                     cuda.syncthreads()
-                at = np.int32(notes_at + 4 * ((turn & (ahead - 1)) * depth + d))
-                y_at, x_at = noted(positions, at)
-                z, p, q, exists = noted(coordinates, np.int32(2 * at + 4))
+                i = (turn & (ahead - 1)) * depth + d
+                y_at, x_at = noted(positions, np.int32(notes_at + 2 * i))
+                z, p, q, exists = noted(coordinates, np.int32(coordinates_at + 4 * i))
                 from_y, from_x = moved(y, (y_at + row_from) * piece), moved(x, x_at * piece)
                 rows_now = rows_left if exists else np.int32(0)
                 for i in range(a_turns):

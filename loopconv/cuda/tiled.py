@@ -198,7 +198,7 @@ BASE, ROWS_LEFT, FIRST_PIXEL, LAST_PIXEL, Y_FROM, X_FROM = range(6)
 NOTES = 6
 
 
-def _note_pixel(positions, coordinates, numbers, at, i, plan):
+def _note_pixel(positions, coordinates, numbers, at, to, i, plan):
     i += positions[numbers + FIRST_PIXEL]
     n, z, p, q = pixel(i, plan, W_PIXELS)
     at_y = n * plan[Y_IMAGE] + z * plan[Y_Z] + p * plan[Y_P] + q * plan[Y_Q]
@@ -206,14 +206,15 @@ def _note_pixel(positions, coordinates, numbers, at, i, plan):
     at_x = n * plan[X_IMAGE] + z * plan[X_Z] + p * plan[X_P] + q * plan[X_Q]
     positions[at], positions[at + 1] = positions[numbers + Y_FROM] + at_y, positions[numbers + X_FROM] + at_x
     exists = i < positions[numbers + LAST_PIXEL]
-    coordinates[2 * at + 4], coordinates[2 * at + 5] = z, p
-    coordinates[2 * at + 6], coordinates[2 * at + 7] = q if exists else AWAY, exists
+    coordinates[to], coordinates[to + 1] = z, p
+    coordinates[to + 2], coordinates[to + 3] = q if exists else AWAY, exists
 
 
 @paired(_note_pixel)
-def note_pixel(typing, positions, coordinates, numbers, at, i, plan):
-    """Write 32 bytes from positions[at] on: where pixel i of y lies, and x's below it, and where that is on three axes."""
-    signature = types.void(positions, coordinates, types.int64, types.int64, types.int64, plan)
+def note_pixel(typing, positions, coordinates, numbers, at, to, i, plan):
+    """Where pixel i of y lies, and x's below it, to positions[at] and the next; and to coordinates[to] and three more where
+    that is on three axes, and whether there is one."""
+    signature = types.void(positions, coordinates, *[types.int64] * 4, plan)
     return signature, lambda context, builder, signature, values: context.compile_internal(
         builder, _note_pixel, signature, values
     )
@@ -235,6 +236,7 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
     # anew in each slab, that was 100 of 1411 instructions.
     ahead, numbers = threads // depth, positions_at + columns
     notes_at = numbers + NOTES
+    coordinates_at = 2 * notes_at + 4 * threads
 
     # Over 100 lines with the constants above, for the reason that `make_sum` gives.
     def weight_kernel(x, y, out, plan):
@@ -256,14 +258,14 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
         slabs = np.int32(slabs * (split + 1) // plan[W_SPLITS] - first_slab)
         first_image = first_slab * depth // plan[W_PIXELS]
 
-        # what this thread fetches: of one pixel of the slab, every so many rows and columns
-        d = t % depth
-        row, column = first_row + t // depth, first_column + t // depth
+        # what this thread fetches: of one pixel of the slab, every so many rows and columns; a warp has eight pixels, a
+        # sector of memory, of four rows, whose places in shared memory are in 32 banks
+        d, row = t % 8 + t // 32 % (depth // 8) * 8, t // 8 % 4 + t // (4 * depth) * 4
+        a_to, b_to = np.int32(d * a_pitch + row), np.int32(b_start + d * b_pitch + row)
+        row, column = first_row + row, first_column + row
         row_from, y_step = np.int32(row * plan[Y_ROW]), np.int32(across * plan[Y_ROW])
         a_rows = np.int32(min(plan[W_ROWS] - row, rows))
         table = np.int32(WEIGHT_HEADER + 2 * column)
-        a_to = np.int32(d * a_pitch + t // depth)
-        b_to = np.int32(b_start + d * b_pitch + t // depth)
 
         lane, row, column, a_at, b_at = place(np.int32(t))
         total = begin(y, 0, 0, False)
@@ -282,17 +284,18 @@ def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
         for turn in range(np.int32(slabs + stages - 1)):
             arrived()
             cuda.syncthreads()
-            if turn < slabs:
+            if turn < anew(slabs):
                 if turn & (ahead - 1) == 0:
                     me = anew(np.int32(cuda.threadIdx.x))
-                    note_pixel(positions, coordinates, numbers, notes_at + 4 * me, turn * depth + me, plan)
+                    i = turn * depth + me
+                    note_pixel(positions, coordinates, numbers, notes_at + 2 * me, coordinates_at + 4 * me, i, plan)
                     cuda.syncthreads()
-                mine = anew(np.int32(cuda.threadIdx.x)) & (depth - 1)
-                at = np.int32(notes_at + 4 * ((turn & (ahead - 1)) * depth + mine))
-                y_at, x_at = noted(positions, at)
-                z, p, q, exists = noted(coordinates, np.int32(2 * at + 4))
+                me = anew(np.int32(cuda.threadIdx.x))
+                i = (turn & (ahead - 1)) * depth + me % 8 + me // 32 % (depth // 8) * 8
+                y_at, x_at = noted(positions, np.int32(notes_at + 2 * i))
+                z, p, q, exists = noted(coordinates, np.int32(coordinates_at + 4 * i))
                 d_size, h_size, w_size = np.int32(plan[W_SIZE_Z]), np.int32(plan[W_SIZE_P]), np.int32(plan[W_SIZE_Q])
-                from_y, from_x = moved(y, y_at + row_from), moved(x, x_at)
+                from_y, from_x = moved(y, y_at + anew(row_from)), moved(x, x_at)
                 step_now, table_now, rows_now = anew(y_step), anew(table), anew(a_rows) if exists else np.int32(0)
                 for k in range(a_turns):
                     ok = np.int32(k * across) < rows_now
