@@ -61,6 +61,7 @@ MMA = {
     "m16n8k8.row.col.f32.tf32.tf32.f32": "mma_tf32",
     "m16n8k16.row.col.f32.f16.f16.f32": "mma_f16",
     "m16n8k16.row.col.f32.bf16.bf16.f32": "mma_bf16",
+    "m8n8k4.row.col.f64.f64.f64.f64": "mma_f64",
 }
 
 
@@ -297,11 +298,16 @@ class Translation:
 
     def _mma(self, parts, operands):
         function = MMA[".".join(parts).removeprefix("sync.aligned.")]
-        d, a, b, c = (self._vector(operand, count) for operand, count in zip(operands, (4, 4, 2, 4), strict=True))
-        given = [[self._value(name, t) for name in names] for names, t in ((a, "b32"), (b, "b32"), (c, "f32"))]
+        counts, of_sums, of_factors, kind = (4, 4, 2, 4), "f32", "b32", "Mma"
+        if function == "mma_f64":
+            counts, of_sums, of_factors, kind = (2, 1, 1, 2), "f64", "f64", "Mma64"
+        d, a, b, c = (self._vector(operand, count) for operand, count in zip(operands, counts, strict=True))
+        given = [
+            [self._value(name, t) for name in names] for names, t in ((a, of_factors), (b, of_factors), (c, of_sums))
+        ]
         fields = ", ".join("{" + ", ".join(values) + "}" for values in given)
-        taken = " ".join(f"{self._target(name, 'f32')} = m.d[{i}];" for i, name in enumerate(d))
-        return f"{{ Mma m = {{{{0}}, {fields}}}; warp({self.line}, &m, {function}); {taken} }}"
+        taken = " ".join(f"{self._target(name, of_sums)} = m.d[{i}];" for i, name in enumerate(d))
+        return f"{{ {kind} m = {{{{0}}, {fields}}}; warp({self.line}, &m, {function}); {taken} }}"
 
     def _matrices(self, parts, operands):
         found = re.fullmatch(r"sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", ".".join(parts))

@@ -343,6 +343,22 @@ static void mma_tf32(Thread *lanes) { mma(lanes, 8, part_tf32); }
 static void mma_f16(Thread *lanes) { mma(lanes, 16, part_f16); }
 static void mma_bf16(Thread *lanes) { mma(lanes, 16, part_bf16); }
 
+typedef struct { double d[2], a[1], b[1], c[2]; } Mma64;
+
+/* Lane 4 * group + member holds a[group, member], b[member, group] and c[group, 2 * member] and the next. */
+static void mma_f64(Thread *lanes) {
+    for (int lane = 0; lane < LANES; lane++) {
+        Mma64 *m = lanes[lane].operands;
+        for (int i = 0; i < 2; i++) {
+            m->d[i] = m->c[i];
+            for (int step = 0; step < 4; step++) {
+                const Mma64 *a = lanes[lane / 4 * 4 + step].operands, *b = lanes[(lane % 4 * 2 + i) * 4 + step].operands;
+                m->d[i] = fma(a->a[0], b->b[0], m->d[i]);
+            }
+        }
+    }
+}
+
 typedef struct { uint32_t d[4]; uint16_t row[8]; int count, is_transposed; } Matrices;
 
 /* Lane i holds row i % 8 of matrix i / 8, and gets two neighbours of row, or column, lane / 4 of each matrix. */

@@ -1,17 +1,22 @@
 """Register tiles that tensor cores multiply: which numbers each lane holds, and how they come from shared memory.
 
-`mma.sync` multiplies 16 rows by 8 columns, over 32 bytes of each: 8 numbers of TF32, 16 of float16 or bfloat16. Fragments
-of all three lie alike in registers, 4 bytes beside 4 bytes, so one body serves them. Products are exact; sums are
-float32. There are three ways from shared memory to fragments, each a pair (where numbers lie, which a lane holds):
+Of TF32, float16 and bfloat16, `mma.sync` multiplies 16 rows by 8 columns, over 32 bytes of each: 8 numbers, or 16.
+Fragments of all three lie alike in registers, 4 bytes beside 4 bytes, so one body serves them. Products are exact; sums
+are float32. There are three ways from shared memory to fragments, each a pair (where numbers lie, which a lane holds):
 
 * "rows", for forward and adjoint: each row, and each column, has the numbers of a slab's steps side by side, 64 bytes.
   `ldmatrix` hands them out as they are. The row's pieces of 16 bytes are in the order of piece ^ (row // 4 % 4): the
   eight that it reads at a time, and the eight that a quarter of a warp writes, lie in different banks.
-* "turned", for weight gradients in 16 bits: each step has its rows, or columns, side by side, and `ldmatrix.trans` turns
-  them. Pieces are in the order of piece ^ (step % 8).
+* "turned", for weight gradients in 16 bits: each step has its rows, or columns, side by side, and `ldmatrix.trans`
+  turns them. Pieces are in the order of piece ^ (step % 8).
 * "pairs", for those in TF32, which `ldmatrix` cannot turn: each step alike, with PAD numbers after it. A lane loads two
-  neighbouring rows of a at a time, which are two of a fragment's registers, and single columns of b: quads would have to
-  be moved to the registers that `mma` wants, 246 moves for 64 of it.
+  neighbouring rows of a at a time, which are two of a fragment's registers, and single columns of b: quads would have
+  to be moved to the registers that `mma` wants, 246 moves for 64 of it.
+
+Of float64 it multiplies 8 rows by 8 columns over 4 steps, rounding as `fma` does:
+
+* "singles": steps as they are in `tiled`. A lane loads one number of each fragment, where a product of its own would take
+  12 for 32 multiply-adds, more than shared memory hands out meanwhile.
 
 What a lane holds of a tile is a tuple, row after row, as in `intrinsics`, whose `begin` and `finish` serve here too.
 """
@@ -27,7 +32,6 @@ from loopconv.cuda.intrinsics import (
     _assemble,
     _data,
     _element,
-    _quads,
     make_begin,
     make_finish,
     paired,
@@ -39,13 +43,14 @@ if not SIMULATED:
     from numba.core import cgutils
     from numba.cuda import types
 
-    I32, F32 = ir.IntType(32), ir.FloatType()
+    I32, F32, F64 = ir.IntType(32), ir.FloatType(), ir.DoubleType()
 
 # The instruction of each dtype in shared memory: float32 is rounded to TF32 there, and uint16 is bfloat16.
 MMA = {
     "float32": "m16n8k8.row.col.f32.tf32.tf32.f32",
     "float16": "m16n8k16.row.col.f32.f16.f16.f32",
     "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32",
+    "float64": "m8n8k4.row.col.f64.f64.f64.f64",
 }
 PIECES = 4  # of 16 bytes in a row of a slab: two steps of `mma`
 PAD = 8
@@ -58,7 +63,7 @@ def threads_of(tile, quads):
 
 def held(way, row_quads, column_quads):
     """(rows, columns) that each lane holds of its warp's tile, counted from its first ones (`make_place`)."""
-    apart = {"rows": 2, "turned": 8, "pairs": 1}[way]
+    apart = {"rows": 2, "turned": 8, "pairs": 1, "singles": 8}[way]
     rows = [16 * m + apart * h for m in range(row_quads) for h in (0, 1)]
     if way == "rows":
         return rows, [16 * n + i for n in range(column_quads) for i in range(QUAD)]
@@ -73,8 +78,8 @@ def make_tile(way, dtype, tile, quads, depth, pitches, wide):
     rows, columns = held(way, *quads)
     return (
         make_place(way, dtype, tile, quads, pitches),
-        make_begin("float32", rows, len(columns)),
-        make_multiply(way, dtype, rows, columns, quads, depth, pitches),
+        make_begin("float64" if dtype == "float64" else "float32", rows, len(columns)),
+        (make_singles if way == "singles" else make_multiply)(way, dtype, rows, columns, quads, depth, pitches),
         make_finish(rows, columns, wide),
     )
 
@@ -84,13 +89,14 @@ def make_place(way, dtype, tile, quads, pitches):
     warps_down = tile[0] // warp_rows
     piece = WIDE // np.dtype(dtype).itemsize
     a_pitch, b_pitch = pitches
+    is_plain, neighbours = way in ("pairs", "singles"), 2 if way == "pairs" else 1
 
     def where(t):
         lane, warp = t & 31, t >> 5
         above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
         half, quarter = lane >> 2, lane & 3
-        if way == "pairs":
-            row = above + 2 * half
+        if is_plain:
+            row = above + half * neighbours
             return lane, row, left + 2 * quarter, row + quarter * a_pitch, left + half + quarter * b_pitch
         # the row of a matrix whose address this lane gives to ldmatrix, and of which of its four matrices
         one, upper, right = lane & 7, lane >> 3 & 1, lane >> 4
@@ -116,7 +122,7 @@ def make_twin(way, dtype, rows, columns, depth, pitches):
     piece = WIDE // np.dtype(dtype).itemsize
 
     def at(first, number, step, pitch):
-        if way == "pairs":
+        if way in ("pairs", "singles"):
             return first + step * pitch + number
         if way == "turned":
             row = first % pitch + number
@@ -126,7 +132,9 @@ def make_twin(way, dtype, rows, columns, depth, pitches):
 
     def numbers(shared, first, offsets, step, pitch):
         found = np.array([shared[at(first, number, step, pitch)] for number in offsets])
-        return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "uint16" else found.astype(np.float32)
+        if dtype == "float16":
+            return found.astype(np.float32)
+        return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "uint16" else found
 
     def twin(tile, shared, a, b, lane):
         for d in range(depth):
@@ -194,11 +202,38 @@ def _load_matrices(builder, register, offset, way):
     return [builder.extract_value(result, n) for n in range(4)]
 
 
+def make_singles(way, dtype, rows, columns, quads, depth, pitches):
+    """multiply, of float64."""
+
+    @paired(make_twin(way, dtype, rows, columns, depth, pitches))
+    def multiply(typing, tile, shared, a, b, lane):
+        def codegen(context, builder, signature, values):
+            parts, data = list(cgutils.unpack_tuple(builder, values[0])), _data(context, builder, shared, values[1])
+            a, b = (_address(builder, data, at, F64, F64, SHARED) for at in values[2:4])
+            for step in range(0, depth, 4):
+                left, right = (
+                    [builder.load(builder.gep(side, [I32(step * pitch + 8 * i)])) for i in range(2 * count)]
+                    for side, pitch, count in zip((a, b), pitches, quads)
+                )
+                for m, n in np.ndindex(len(left), len(right)):
+                    where = [m * len(columns) + 2 * n + e for e in (0, 1)]
+                    _multiply(builder, MMA[dtype], parts, [left[m]], [right[n]], where)
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return tile(tile, shared, types.int32, types.int32, types.int64), codegen
+
+    return multiply
+
+
 def _multiply(builder, name, parts, a, b, where):
     """parts[where] += a b, by one mma."""
-    code = f"mma.sync.aligned.{name} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
-    operands = [*a, *b, *(parts[i] for i in where)]
-    kind = ir.LiteralStructType([F32] * 4)
-    result = _assemble(builder, kind, code, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", operands, False)
+    operands, names = [*a, *b, *(parts[i] for i in where)], iter(range(64))
+    groups = ["{" + ",".join(f"${next(names)}" for _ in group) + "}" for group in (where, a, b, where)]
+    letter, of_sums = ("d", F64) if len(a) == 1 else ("f", F32)
+    sums = [letter] * len(where)
+    constraints = [f"={letter}"] * len(where) + ["d" if len(a) == 1 else "r"] * len([*a, *b]) + sums
+    kind = ir.LiteralStructType([of_sums] * len(where))
+    code = f"mma.sync.aligned.{name} {', '.join(groups)};"
+    result = _assemble(builder, kind, code, ",".join(constraints), operands, False)
     for n, i in enumerate(where):
         parts[i] = builder.extract_value(result, n)

@@ -6,7 +6,8 @@ unrolled when the code is generated.
 
 A thread's tile is made of quads: four neighbouring rows (result channels) and four neighbouring columns (pixels), each
 read from shared memory 128 bits at a time. The lanes of a warp are 4 x 8; quads of rows are 16 apart, quads of columns
-32. Tiles of tensor cores are in `fragments`.
+32. Lanes n and n ^ 1 read the same rows, and lanes n and n ^ 2 the same columns: so a load of 128 bits takes two turns
+of shared memory and not four. Tiles of tensor cores are in `fragments`.
 
 Numbers of 16 bits are widened when they are read and rounded when they are written, as in `elements`.
 """
@@ -267,8 +268,8 @@ def make_tile(dtype, tile, row_quads, column_quads, depth, a_pitch, b_pitch, wid
 def make_place(warps_down, warp_rows, warp_columns):
     def where(t):
         lane, warp = t & 31, t >> 5
-        row = warp % warps_down * warp_rows + (lane >> 3) * QUAD
-        column = warp // warps_down * warp_columns + (lane & 7) * QUAD
+        row = warp % warps_down * warp_rows + (lane >> 1 & 1 | lane >> 3 & 2) * QUAD
+        column = warp // warps_down * warp_columns + (lane & 1 | lane >> 1 & 6) * QUAD
         return lane, row, column, row, column
 
     return placed(where, where)

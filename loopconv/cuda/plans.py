@@ -223,7 +223,7 @@ def sum_plan(geometry, contraction, numbers, capability, has_bias, tile=None):
         tiled.make_sum, constants,
         ("packed", source, "bias" if has_bias and not in_parts else "w", "partial" if in_parts else out),
         np.concatenate([header, _phases(t, counts), entries]), blocks * splits,
-        tiled.threads_of(constants[1], tile.quads), tiled.sum_shared(*constants), tile.resident,
+        tiled.threads_of(*constants[:3]), tiled.sum_shared(*constants), tile.resident,
     )  # fmt: skip
     rooms = {"packed": (p.G * len(w_table) * side, None)}
     return _sum_in_parts(Plan((pack, multiply), rooms), geometry, numbers, t, splits, size, out, has_bias)
@@ -302,7 +302,7 @@ def weight_plan(geometry, numbers, capability, tile=None):
     multiply = Launch(
         tiled.make_weight, constants, ("x", "y", "partial" if in_parts else "w"),
         np.concatenate([header, entries, beyond]), blocks * splits,
-        tiled.threads_of(constants[1], tile.quads), tiled.weight_shared(*constants), tile.resident,
+        tiled.threads_of(*constants[:3]), tiled.weight_shared(*constants), tile.resident,
     )  # fmt: skip
     return _in_parts((multiply,), numbers, splits, size)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
+from loopconv.cuda import fragments, intrinsics
 from loopconv.cuda.elements import load, store
 from loopconv.cuda.intrinsics import (
     WIDE,
@@ -22,7 +23,6 @@ from loopconv.cuda.intrinsics import (
     inside,
     make_arrived,
     make_fetch,
-    make_tile,
     moved,
     noted,
     paired,
@@ -60,7 +60,7 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
     wide_source, wide_out : whether neighbouring pixels can be read, and written, 16 bytes at a time
     """
     rows, columns = tile
-    threads = threads_of(tile, quads)
+    threads = threads_of(dtype, tile, quads)
     a_pitch, b_pitch = rows + PAD, columns + PAD
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
     size = np.dtype(dtype).itemsize
@@ -73,7 +73,7 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
     # threads that have something to fetch, 0 where all have
     a_threads, b_threads = (n % threads for n in (a_every * a_across, b_every * b_across))
     positions_at = stages * stage * size // 8
-    place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
+    place, begin, multiply, finish = make_tile(dtype, tile, quads, depth, (a_pitch, b_pitch), wide_out)
     fetch_a, fetch_b, arrived = make_fetch(True), make_fetch(wide_source), make_arrived(stages - 2)
     element = getattr(types, dtype)
 
@@ -179,9 +179,18 @@ def make_sum(dtype, tile, quads, depth, stages, axes, wide_source, wide_out):
 PAD = 4
 
 
-def threads_of(tile, quads):
-    """Threads of a block: a warp for every warp's tile of 16 * quads[0] rows and 32 * quads[1] columns."""
+def threads_of(dtype, tile, quads):
+    """Threads of a block: a warp for every warp's tile."""
+    if dtype == "float64":
+        return fragments.threads_of(tile, quads)
     return 32 * (tile[0] // (16 * quads[0])) * (tile[1] // (32 * quads[1]))
+
+
+def make_tile(dtype, tile, quads, depth, pitches, wide):
+    """`intrinsics.make_tile`, or of float64 `fragments.make_tile`: tensor cores round doubles as others do."""
+    if dtype == "float64":
+        return fragments.make_tile("singles", dtype, tile, quads, depth, pitches, wide)
+    return intrinsics.make_tile(dtype, tile, *quads, depth, *pitches, wide)
 
 
 # The plan array of the weight kernel, before two words for each column: its offset in x and its displacement.
@@ -223,13 +232,13 @@ def note_pixel(typing, positions, coordinates, numbers, at, to, i, plan):
 def make_weight(dtype, tile, quads, depth, stages, axes, wide_out):
     """The kernel of the weight gradient; its constants are as in `make_sum`."""
     rows, columns = tile
-    threads = threads_of(tile, quads)
+    threads = threads_of(dtype, tile, quads)
     a_pitch, b_pitch = rows + PAD, columns + PAD
     stage, b_start = depth * (a_pitch + b_pitch), depth * a_pitch
     across = threads // depth  # rows, and columns, that the threads fetch at once: each thread one pixel
     a_turns, b_turns = rows // across, columns // across
     positions_at = stages * stage * np.dtype(dtype).itemsize // 8
-    place, begin, multiply, finish = make_tile(dtype, tile, *quads, depth, a_pitch, b_pitch, wide_out)
+    place, begin, multiply, finish = make_tile(dtype, tile, quads, depth, (a_pitch, b_pitch), wide_out)
     fetch, arrived = make_fetch(False), make_arrived(stages - 2)
     element = getattr(types, dtype)
     # What is asked of one pixel by all threads is worked out once, for so many slabs at a time: with each thread asking
@@ -329,7 +338,7 @@ def sum_shared(dtype, tile, quads, depth, stages, *_):
 
 def weight_shared(dtype, tile, quads, *constants):
     """The same for the weight gradient, and what each thread notes of a pixel."""
-    return sum_shared(dtype, tile, quads, *constants) + 8 * (NOTES - 2) + 32 * threads_of(tile, quads)
+    return sum_shared(dtype, tile, quads, *constants) + 8 * (NOTES - 2) + 32 * threads_of(dtype, tile, quads)
 
 
 # The plan array of the packer, before two words for each step, of which the first is its offset in the weights.

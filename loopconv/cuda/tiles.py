@@ -31,15 +31,16 @@ CHIPS = {(8, 0): Chip(108), (9, 0): Chip(132)}
 # 128 x 128 needs 128 registers of 256 threads: two blocks fill the register file. The smaller ones are for results
 # that would leave multiprocessors without a block, and for few channels.
 _FLOAT32 = (
-    Tile(128, 128, (2, 2), 8, 4, 2, 0.80),
-    Tile(64, 128, (2, 2), 8, 4, 3, 0.76),
-    Tile(64, 64, (2, 1), 8, 4, 4, 0.60),
-    Tile(32, 128, (2, 1), 8, 4, 4, 0.58),
-    Tile(16, 128, (1, 1), 8, 4, 4, 0.40),
+    Tile(128, 128, (2, 2), 16, 3, 2, 0.84),
+    Tile(64, 128, (2, 2), 16, 3, 3, 0.78),
+    Tile(64, 64, (2, 1), 16, 3, 4, 0.68),
+    Tile(32, 128, (2, 1), 16, 3, 4, 0.64),
+    Tile(16, 128, (1, 1), 16, 3, 4, 0.48),
 )
 _FLOAT64 = (
-    Tile(64, 64, (2, 1), 8, 3, 3, 0.80),
-    Tile(16, 128, (1, 1), 8, 3, 3, 0.60),
+    Tile(128, 64, (4, 2), 8, 3, 2, 0.80),
+    Tile(64, 64, (2, 2), 8, 3, 4, 0.70),
+    Tile(16, 128, (1, 2), 8, 3, 4, 0.50),
 )
 # Of tensor cores; a slab has 64 bytes of each row and column. In a warp's tile of 64 x 64, 64 `mma` read 16 KiB.
 _TF32 = (
@@ -49,9 +50,7 @@ _TF32 = (
 )
 _HALF = tuple(tile._replace(depth=32) for tile in _TF32)
 # The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
-_WEIGHT32 = tuple(
-    tile._replace(depth=16, stages=2, resident=min(tile.resident, 3), share=tile.share * 0.9) for tile in _FLOAT32
-)
+_WEIGHT32 = tuple(tile._replace(stages=2, resident=min(tile.resident, 3), share=tile.share * 0.93) for tile in _FLOAT32)
 TILES = {capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS}
 WEIGHT_TILES = {
     capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
