@@ -138,7 +138,7 @@ def test_runs_of_sixteen_bytes_are_for_aligned_arrays(aligned):
 
 
 def test_parts_are_added_in_order():
-    g = geometry.conv((1, 130, 2, 2), (3, 130, 1, 1))
+    g = geometry.conv((1, 260, 2, 2), (3, 260, 1, 1))
     pixels = geometry.conv((2, 2, 8, 9), (3, 2, 1, 1))
     for contraction, of, bias in (("forward", g, bias_of("forward", g)), ("weight", pixels, None)):
         plan = plan_of(contraction, of, Numbers("float32"), LEAST, bias is not None)

@@ -48,8 +48,8 @@ def test_copies_are_asynchronous_and_wide():
     assert done.returncode == 0, done.stderr
     for instruction in ("cp.async.cg.shared.global", "ld.global.v4", "ld.shared.v4.f32", "st.global.v4.f32"):
         assert instruction in done.stdout
-    # eight steps of 8 x 8: no loop is left of them
-    assert done.stdout.count("fma.rn.f32") == 8 * 64
+    # sixteen steps of 8 x 8: no loop is left of them
+    assert done.stdout.count("fma.rn.f32") == 16 * 64
 
 
 @needs_numba_cuda

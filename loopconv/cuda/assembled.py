@@ -51,6 +51,10 @@ def kernels(capability):
     whole = plans.sum_plan(
         geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability, False
     )
+    for table, stored in (("tf32", Numbers("float32", "tf32")), ("half", Numbers("bfloat16"))):
+        plan = plans.tile_plan("forward", GENERAL, stored, capability, False)
+        for position, name in enumerate(("pack", "last")):
+            found[f"{name} {table}"] = plan.launches[position], plan.rooms, stored.storage
     found["pack"] = whole.launches[0], whole.rooms, "float32"
     found["add up"] = whole.launches[-1], whole.rooms, "float32"
     return found

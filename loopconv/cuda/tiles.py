@@ -60,7 +60,7 @@ WEIGHT_TILES = {
 GROUPED, GROUPED_WEIGHT = (4, 128), (8, 128)
 
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
-SPLIT_SLABS = 16
+SPLIT_SLABS = 8
 # Parts of one result: more cost more to add up than they bring.
 MOST_SPLITS = 256
 
