@@ -5,11 +5,11 @@ NUMBA_ENABLE_CUDASIM=1 pytest tests/cuda_tiled_in_simulator.py
 
 import numpy as np
 import pytest
-from helpers import assert_within, magnitudes, random_array
+from helpers import assert_within, literal, magnitudes, random_array, random_integers
 
 from loopconv import geometry, reference, registry
 from loopconv.cases import CASES
-from loopconv.cuda import intrinsics, plans, tiled
+from loopconv.cuda import intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.stages import DTYPES
 from loopconv.cuda.tiles import Tile
@@ -37,11 +37,11 @@ def grouped_plan_of(contraction, g, numbers, has_bias=False, shape=(2, 16)):
     return plans.grouped_sum_plan(g, contraction, numbers, has_bias=has_bias, shape=shape)
 
 
-def check(contraction, g, plan, numbers=FLOAT32, bias=None):
-    """Run a plan on NaN-poisoned results and rooms, and compare with the reference."""
+def check(contraction, g, plan, numbers=FLOAT32, bias=None, make=random_array):
+    """Run a plan on NaN-poisoned results and rooms, and compare with the reference: of integers, no sum is rounded."""
     summed = DTYPES[numbers.storage][1]
     role = RESULT[contraction]
-    arrays = {name: rounded(random_array(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
+    arrays = {name: rounded(make(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
               for seed, name in enumerate("xwy")}  # fmt: skip
     added = {} if bias is None else {"bias": rounded(bias, numbers.storage)}
     expected, size = dict(arrays), magnitudes(arrays)
@@ -54,7 +54,7 @@ def check(contraction, g, plan, numbers=FLOAT32, bias=None):
     for name, (count, dtype) in plan.rooms.items():
         flat[name] = np.full(count, np.nan, dtype or summed)
     run(plan, flat)
-    error = registry.tolerance(g, contraction, summed) * size[role]
+    error = 0 if make is random_integers else registry.tolerance(g, contraction, summed) * size[role]
     if numbers.precision:
         error = error + 2 * EPS["tf32"] * size[role]
     error = error + EPS.get(numbers.storage, 0) * np.abs(expected[role])
@@ -210,6 +210,73 @@ def test_nan_reaches_only_the_sums_it_is_in():
     hit = np.zeros((5, 5), bool)
     hit[:2, :2] = True
     assert np.array_equal(np.isnan(arrays["y"][0]), np.broadcast_to(hit, (3, 5, 5)))
+
+
+# ------------------------------------------------------------------------------------------- Winograd
+
+# Quads of tiles and rows, and numbers of each of the two warps: 32 rows of 16 tiles.
+LEAST_BLOCK = (1, 1), 8
+# Around 16 tiles, 32 rows and slabs of 4 channels; odd numbers of pixels, and one; what padding, cropping, groups,
+# slices and batches do to the patches.
+STENCILS = [
+    ((1, 3, 8, 8), (31, 3, 3, 3), {"padding": 1}),
+    ((1, 4, 9, 5), (32, 4, 3, 3), {"padding": 1}),
+    ((1, 33, 2, 33), (5, 33, 3, 3), {"padding": 1}),
+    ((1, 1, 3, 3), (1, 1, 3, 3), {}),
+    ((5, 2, 3, 4), (3, 2, 3, 3), {"padding": (1, 0)}),
+    ((2, 6, 7, 9), (4, 3, 3, 3), {"padding": ((2, 0), (-1, 3)), "groups": 2}),
+    ((1, 2, 2, 1), (2, 2, 3, 3), {"padding": 4}),
+    ((2, 5, 4, 5, 5), (3, 5, 3, 3, 3), {"padding": 1, "dilation": (2, 1, 1)}),
+    ((1, 2, 3, 4, 3), (2, 2, 2, 3, 3), {"padding": ((2, 1), (1, 1), (0, 0))}),
+]
+
+
+def winograd_plan(contraction, g, numbers=FLOAT32, bias=None, block=LEAST_BLOCK):
+    return winograd.sum_plan(g, contraction, numbers, bias is not None, block)
+
+
+def integer_bias(contraction, g):
+    return random_integers((g.k if contraction == "forward" else g.c,), "float64", 3)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "settings"), STENCILS)
+def test_winograd_of_stencils(x_shape, w_shape, settings):
+    g = geometry.conv(x_shape, w_shape, **settings)
+    for contraction in ("forward", "adjoint"):
+        for bias in (None, integer_bias(contraction, g)):
+            plan = winograd_plan(contraction, g, bias=bias)
+            check(contraction, g, plan, bias=bias, make=random_integers)
+
+
+@pytest.mark.parametrize("storage", winograd.STORED)
+def test_winograd_rounds_as_direct_sums_do(storage):
+    """Over enough channels; see `is_winograd_exact`."""
+    g, numbers = geometry.conv((1, 9, 5, 6), (9, 9, 3, 3), padding=1), Numbers(storage)
+    for contraction in ("forward", "adjoint"):
+        check(contraction, g, winograd_plan(contraction, g, numbers), numbers)
+
+
+def test_winograd_as_it_is_on_the_device():
+    """Past the ends of blocks of 32 tiles, 64 rows and slabs of 8 channels."""
+    g = geometry.conv((1, 9, 9, 13), (65, 9, 3, 3), padding=1)
+    check("forward", g, winograd_plan("forward", g, block=winograd.BLOCK), make=random_integers)
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")
+@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+def test_winograd_has_nan_and_inf_where_the_sum_has_them(contraction):
+    g, role = geometry.conv((1, 2, 5, 6), (3, 2, 3, 3), padding=((1, 0), (0, 1))), RESULT[contraction]
+    for name in {"x", "y", "w"} - {role}:
+        for value, at in ((np.nan, -1), (np.inf, 0), (-np.inf, 14)):
+            arrays = {n: random_integers(getattr(g, f"{n}_shape"), "float32", i) for i, n in enumerate("xwy")}
+            arrays[name].reshape(-1)[at] = value
+            expected = literal(contraction, g, **arrays).astype("float32")
+            plan = winograd_plan(contraction, g)
+            rooms = {room: np.full(count, np.nan, "float32") for room, (count, _) in plan.rooms.items()}
+            arrays[role].fill(np.nan)
+            run(plan, {n: array.reshape(-1) for n, array in arrays.items()} | rooms)
+            assert not np.isfinite(expected).all()
+            assert np.array_equal(arrays[role], expected, equal_nan=True), f"{value} in {name}"
 
 
 # ------------------------------------------------------------------------------------------- intrinsics

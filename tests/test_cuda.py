@@ -88,7 +88,7 @@ def ways(contraction, g, dtype):
 
     for algorithm in driver.algorithms(contraction, g):
         precisions = driver.precisions(contraction, g, dtype) if algorithm == "tiled" else ()
-        if algorithm != "scatter" or dtype in driver.ATOMIC:
+        if dtype in driver.ONLY.get(algorithm, DTYPES):
             for precision, has_bias, aligned in product((None, *precisions), (False, True), (False, True)):
                 yield driver.Settings(contraction, g, dtype, algorithm, precision, has_bias), aligned
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-from loopconv.cuda import plans, textbook
+from loopconv.cuda import plans, textbook, winograd
 from loopconv.cuda.foreign import DeviceArray
 from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES, room_bytes
@@ -19,8 +19,8 @@ TEXTBOOK = {
     "weight": {"textbook": textbook.weight_plan},
 }
 
-# What atomic additions are for.
-ATOMIC = ("float32", "float64")
+# What is not for every dtype: atomic additions, and tiles that take all registers in float32.
+ONLY = {"scatter": ("float32", "float64"), "winograd2": winograd.STORED}
 
 
 class Settings(NamedTuple):
@@ -61,12 +61,18 @@ def _contract(contraction, geometry, arrays, result, bias, algorithm, precision)
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call, the one that is chosen without it first."""
-    return ("tiled",) * is_tiled(geometry) + tuple(TEXTBOOK[contraction])
+    fitting = {"tiled": is_tiled(geometry), "winograd2": is_winograd(contraction, geometry)}
+    return (*(name for name, fits in fitting.items() if fits), *TEXTBOOK[contraction])
 
 
 def is_tiled(geometry):
     """Whether there are products to add up, and as many pixels as the tiled kernels can count."""
     return geometry.macs > 0 and 0 not in geometry.input and plans.is_in_reach(geometry)
+
+
+def is_winograd(contraction, geometry):
+    """Whether the tuned kernels can count its pixels, and F(2x2, 3x3) takes it."""
+    return contraction != "weight" and is_tiled(geometry) and winograd.is_winograd(geometry)
 
 
 def precisions(contraction, geometry, dtype):
@@ -78,11 +84,13 @@ def plan_of(settings, aligned, capability):
     """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
     contraction, geometry, dtype, algorithm, precision, has_bias = settings
     algorithm = algorithm or algorithms(contraction, geometry)[0]
-    if algorithm == "scatter" and dtype not in ATOMIC:
-        raise ValueError(f"algorithm must not be 'scatter' in {dtype}: atomic additions are of {' and '.join(ATOMIC)}")
+    if dtype not in ONLY.get(algorithm, DTYPES):
+        raise ValueError(f"algorithm must not be {algorithm!r} in {dtype}: it is for {', '.join(ONLY[algorithm])}")
     if algorithm != "tiled":
         if precision is not None:
             raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
+        if algorithm == "winograd2":
+            return winograd.sum_plan(geometry, contraction, plans.Numbers(dtype), has_bias)
         return TEXTBOOK[contraction][algorithm](geometry)
     return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
 

@@ -157,6 +157,28 @@ def fetch_wide(typing, shared, to, array, i, ok):
     return types.void(shared, types.int32, array, types.int64, types.boolean), codegen
 
 
+def make_fetch_all(count, step):
+    """fetch_all(shared, to, array, i): the same for `count` times 16 bytes, `step` elements apart on both sides."""
+
+    def fetch_all_twin(shared, to, array, i):
+        for n in range(count):
+            _fetch_wide(shared, to + n * step, array, i + n * step, True)
+
+    @paired(fetch_all_twin)
+    def fetch_all(typing, shared, to, array, i):
+        def codegen(context, builder, signature, values):
+            where = _element_at(context, builder, shared, *values[:2])
+            source = _element_at(context, builder, array, *values[2:])
+            size = step * shared.dtype.bitwidth // 8
+            code = "".join(f"cp.async.cg.shared.global [$0+{n * size}], [$1+{n * size}], {WIDE};" for n in range(count))
+            operands = [builder.ptrtoint(where, I32), builder.ptrtoint(source, I64)]
+            _assemble(builder, ir.VoidType(), code, "r,l,~{memory}", operands)
+
+        return types.void(shared, types.int32, array, types.int64), codegen
+
+    return fetch_all
+
+
 @paired(lambda: None)
 def sent(typing):
     """End a group of fetches."""
@@ -397,6 +419,148 @@ def _round(builder, value):
     return builder.or_(size, builder.and_(bits, I32(0x80000000)))
 
 
+# ------------------------------------------------------------------------------------- Winograd's tiles
+
+SIDE = 4  # of the patch that 2 x 2 results of 3 x 3 taps read
+NUMBERS = SIDE * SIDE
+
+
+def _patch(array, i, pitch, mask):
+    rows = range(NUMBERS)
+    return tuple(load(array, i + n // SIDE * pitch + n % SIDE) if mask >> n & 1 else np.float32(0) for n in rows)
+
+
+@paired(_patch)
+def patch(typing, array, i, pitch, mask):
+    """The 4 x 4 numbers from array[i] on, rows `pitch` apart; zeros where their bits of `mask` are not set.
+
+    Loads that a predicate guards: as branches, which Python would make of them, each takes two instructions more.
+    """
+
+    def codegen(context, builder, signature, values):
+        pointer, i, pitch, mask = values
+        element, parts = _element(array.dtype), []
+        letter, kind = ("f", "f32") if element == F32 else ("h", "b16")
+        code = (
+            f"{{.reg .pred there; setp.ne.u32 there, $2, 0; mov.{kind} $0, $3; @there ld.global.nc.{kind} $0, [$1];}}"
+        )
+        for n in range(NUMBERS):
+            at = builder.add(i, builder.mul(pitch, I64(n // SIDE)))
+            address = _address(builder, pointer, builder.add(at, I64(n % SIDE)), element, element, GLOBAL)
+            operands = [builder.ptrtoint(address, I64), builder.and_(mask, I32(1 << n)), ir.Constant(element, 0)]
+            value = _assemble(builder, element, code, f"=&{letter},l,r,{letter}", operands)
+            parts.append(_widened(builder, value, array.dtype))
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(types.float32, NUMBERS)(array, types.int64, types.int64, types.int32), codegen
+
+
+def make_numbers(step):
+    """put(numbers, array, at) and take(array, at) of 16 numbers that lie `step` apart, from a position on.
+
+    In shared memory, or, to put them, in a room.
+    """
+
+    def put_twin(numbers, array, at):
+        for n, value in enumerate(numbers):
+            array[at + n * step] = value
+
+    @paired(put_twin)
+    def put(typing, numbers, array, at):
+        def codegen(context, builder, signature, values):
+            address = _element_at(context, builder, array, *values[1:])
+            for n, value in enumerate(cgutils.unpack_tuple(builder, values[0])):
+                builder.store(value, builder.gep(address, [I64(n * step)]))
+
+        return types.void(numbers, array, types.int64), codegen
+
+    @paired(lambda shared, at: tuple(shared[at + n * step] for n in range(NUMBERS)))
+    def take(typing, shared, at):
+        def codegen(context, builder, signature, values):
+            address = _element_at(context, builder, shared, *values)
+            parts = [builder.load(builder.gep(address, [I64(n * step)])) for n in range(NUMBERS)]
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return types.UniTuple(shared.dtype, NUMBERS)(shared, types.int32), codegen
+
+    return put, take
+
+
+def make_products(dtype, count, row_quads, column_quads, depth):
+    """(begin, multiply, spill) of `count` tiles of a lane, of products of a[depth, rows] and b[depth, columns].
+
+    The rows and columns are those of one warp's tile of the kind "fma", and lie without gaps.
+
+    begin()
+        Zeros.
+    multiply(tiles, shared, a, b)
+        tiles[n] += a[n].T b[n] for each of them, both one after the other from positions in shared memory that take the
+        lane into account.
+    spill(tiles, shared, to, quad)
+        Quad number `quad` of the columns of all of them: shared[to + (n * rows + row) * SPILL_PITCH + column], both
+        counted from the lane's first.
+    """
+    height, width = warp_tile("fma", row_quads, column_quads)
+    rows = [16 * (m // QUAD) + m % QUAD for m in range(QUAD * row_quads)]
+    columns = [32 * (j // QUAD) + j % QUAD for j in range(QUAD * column_quads)]
+    size = len(rows) * len(columns)
+
+    steps = np.arange(count * depth).reshape(count, depth, 1)
+    left, right = steps * height + rows, steps * width + columns
+
+    def multiply_twin(tiles, shared, a, b):
+        return tiles + shared[a + left].swapaxes(1, 2) @ shared[b + right]
+
+    def spill_twin(tiles, shared, to, quad):
+        for n, m in np.ndindex(count, len(rows)):
+            at = to + (n * height + rows[m]) * SPILL_PITCH
+            shared[at : at + QUAD] = tiles[n, m, QUAD * quad : QUAD * (quad + 1)]
+
+    @paired(lambda: np.zeros((count, len(rows), len(columns)), dtype))
+    def begin(typing):
+        def codegen(context, builder, signature, values):
+            zeros = [ir.Constant(_element(signature.return_type.dtype), 0.0)] * (count * size)
+            return context.make_tuple(builder, signature.return_type, zeros)
+
+        return types.UniTuple(getattr(types, dtype), count * size)(), codegen
+
+    @paired(multiply_twin)
+    def multiply(typing, tiles, shared, a, b):
+        def codegen(context, builder, signature, values):
+            parts, element = cgutils.unpack_tuple(builder, values[0]), _element(shared.dtype)
+            a, b = (_element_at(context, builder, shared, values[1], at) for at in values[2:])
+            for d, n in np.ndindex(depth, count):
+                step = n * depth + d
+                parts[n * size : (n + 1) * size] = _fma_step(
+                    builder, parts[n * size : (n + 1) * size],
+                    (a, step * height, height, row_quads), (b, step * width, width, column_quads), element,
+                )  # fmt: skip
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return tiles(tiles, shared, types.int32, types.int32), codegen
+
+    @paired(spill_twin)
+    def spill(typing, tiles, shared, to, quad):
+        def codegen(context, builder, signature, values):
+            parts, element = cgutils.unpack_tuple(builder, values[0]), _element(shared.dtype)
+            address = _element_at(context, builder, shared, *values[1:3])
+            for n, m in np.ndindex(count, len(rows)):
+                first, some = (n * len(rows) + m) * len(columns), parts[:QUAD]
+                for q in range(column_quads):
+                    here = builder.icmp_signed("==", values[3], I32(q))
+                    some = [builder.select(here, parts[first + q * QUAD + j], some[j]) for j in range(QUAD)]
+                at = builder.gep(address, [I64((n * height + rows[m]) * SPILL_PITCH)])
+                _store_wide(builder, some, builder.bitcast(at, ir.VectorType(element, QUAD).as_pointer(SHARED)))
+
+        return types.void(tiles, shared, types.int32, types.int32), codegen
+
+    return begin, multiply, spill
+
+
+# Of 32 columns: eight lanes that read four neighbours each of eight neighbouring rows meet in no bank.
+SPILL_PITCH = 36
+
+
 # ------------------------------------------------------------------------------------ what they are made of
 
 
@@ -416,6 +580,13 @@ def _address(builder, pointer, i, element, target, space):
     return builder.bitcast(builder.gep(pointer, [i]), target.as_pointer(space))
 
 
+def _element_at(context, builder, kind, array, i):
+    """Pointer to element i of an array in shared memory, or of a kernel's argument."""
+    is_shared, element = isinstance(kind, types.Array), _element(kind.dtype)
+    pointer = _data(context, builder, kind, array) if is_shared else array
+    return _address(builder, pointer, i, element, element, SHARED if is_shared else GLOBAL)
+
+
 def _assemble(builder, result, code, constraints, operands, effect=True):
     kind = ir.FunctionType(result, [operand.type for operand in operands])
     return builder.asm(kind, code, constraints, operands, effect)
@@ -431,10 +602,14 @@ def _copy(builder, where, source, ok, size):
 
 def _read(builder, pointer, i, dtype):
     element = _element(dtype)
-    value = builder.load(_address(builder, pointer, i, element, element, GLOBAL))
+    return _widened(builder, builder.load(_address(builder, pointer, i, element, element, GLOBAL)), dtype)
+
+
+def _widened(builder, value, dtype):
+    """What was read of an array of `dtype` as a number of the sums."""
     if dtype == types.float16:
         return _assemble(builder, F32, "cvt.f32.f16 $0, $1;", "=f,h", [value], False)
-    if element == I16:
+    if dtype == types.uint16:
         return builder.bitcast(builder.shl(builder.zext(value, I32), I32(16)), F32)
     return value
 
@@ -443,15 +618,20 @@ def _write(builder, pointer, i, value, dtype):
     element = _element(dtype)
     if isinstance(value, list):
         kind = ir.VectorType(element, len(value))
-        vector = ir.Constant(kind, ir.Undefined)
-        for n, part in enumerate(value):
-            vector = builder.insert_element(vector, part, I32(n))
-        builder.store(vector, _address(builder, pointer, i, element, kind, GLOBAL), align=WIDE)
+        _store_wide(builder, value, _address(builder, pointer, i, element, kind, GLOBAL))
         return
     if element == I16:
         name = "f16" if dtype == types.float16 else "bf16"
         value = _assemble(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value], False)
     builder.store(value, _address(builder, pointer, i, element, element, GLOBAL))
+
+
+def _store_wide(builder, values, address):
+    """Store numbers that fill 16 bytes."""
+    vector = ir.Constant(address.type.pointee, ir.Undefined)
+    for n, value in enumerate(values):
+        vector = builder.insert_element(vector, value, I32(n))
+    builder.store(vector, address, align=WIDE)
 
 
 def _quads(builder, address, first, quads, spacing, element):
