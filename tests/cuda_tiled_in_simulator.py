@@ -3,16 +3,19 @@
 NUMBA_ENABLE_CUDASIM=1 pytest tests/cuda_tiled_in_simulator.py
 """
 
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pytest
 from helpers import assert_within, literal, magnitudes, random_array, random_integers
 
 from loopconv import geometry, reference, registry
 from loopconv.cases import CASES
-from loopconv.cuda import intrinsics, plans, tiled, winograd
+from loopconv.cuda import driver, intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.stages import DTYPES
-from loopconv.cuda.tiles import Tile
+from loopconv.cuda.tiles import CHIPS, Tile
 
 RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
 BY_NAME = {case.name: case.geometry for case in CASES}
@@ -277,6 +280,35 @@ def test_winograd_has_nan_and_inf_where_the_sum_has_them(contraction):
             run(plan, {n: array.reshape(-1) for n, array in arrays.items()} | rooms)
             assert not np.isfinite(expected).all()
             assert np.array_equal(arrays[role], expected, equal_nan=True), f"{value} in {name}"
+
+
+STENCIL = geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
+CHOICES = {
+    "batch": (STENCIL, "winograd2"),
+    "volume": (geometry.conv((8, 32, 32, 32, 32), (32, 32, 3, 3, 3), padding=1), "winograd2"),
+    "few blocks": (replace(STENCIL, batch=1), "tiled"),
+    "few channels": (geometry.conv((32, 4, 56, 56), (4, 4, 3, 3), padding=1), "tiled"),
+    "small groups": (geometry.conv((32, 64, 56, 56), (64, 4, 3, 3), padding=1, groups=16), "tiled"),
+    "stride": (geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), "tiled"),
+    "dilation": (geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=2, dilation=2), "tiled"),
+    "1-D": (geometry.conv((32, 64, 5600), (64, 64, 3)), "tiled"),
+}
+
+
+@pytest.mark.parametrize(("g", "expected"), CHOICES.values(), ids=CHOICES)
+def test_where_winograd_is_chosen(g, expected):
+    """In float32, where blocks fill the chip; and not where factors are rounded, which tensor cores are for."""
+    for contraction, capability in product(("forward", "adjoint"), CHIPS):
+        names = driver.algorithms(contraction, g)
+        for dtype, precision in (("float32", None), ("float32", "tf32"), ("float64", None), ("bfloat16", None)):
+            settings = driver.Settings(contraction, g, dtype, None, precision, False)
+            chosen = driver.preferred(settings, capability)
+            assert chosen == (expected if (dtype, precision) == ("float32", None) else "tiled")
+            assert chosen in names
+            plan = driver.plan_of(settings, True, capability)
+            assert (plan.launches[0].make is winograd.make_weights) == (chosen == "winograd2")
+    with pytest.raises(ValueError, match=r"^algorithm must not be 'winograd2' in float64: it is for float32, float"):
+        driver.plan_of(driver.Settings("forward", STENCIL, "float64", "winograd2", None, False), True, (9, 0))
 
 
 # ------------------------------------------------------------------------------------------- intrinsics

@@ -60,7 +60,7 @@ def _contract(contraction, geometry, arrays, result, bias, algorithm, precision)
 
 
 def algorithms(contraction, geometry):
-    """The names that `algorithm=` may have for a call, the one that is chosen without it first."""
+    """The names that `algorithm=` may have for a call; without it is taken what is `preferred`."""
     fitting = {"tiled": is_tiled(geometry), "winograd2": is_winograd(contraction, geometry)}
     return (*(name for name, fits in fitting.items() if fits), *TEXTBOOK[contraction])
 
@@ -75,6 +75,16 @@ def is_winograd(contraction, geometry):
     return contraction != "weight" and is_tiled(geometry) and winograd.is_winograd(geometry)
 
 
+def preferred(settings, capability):
+    """The algorithm that is chosen for a call that names none."""
+    contraction, geometry, dtype, _, precision, _ = settings
+    if dtype == "float32" and precision is None and is_winograd(contraction, geometry):
+        is_chosen = winograd.is_exact(geometry, contraction) and winograd.is_faster(geometry, contraction, capability)
+    else:
+        is_chosen = False
+    return "winograd2" if is_chosen else algorithms(contraction, geometry)[0]
+
+
 def precisions(contraction, geometry, dtype):
     """The names that ``precision=`` may have for a call."""
     return ("tf32",) if is_tiled(geometry) and str(dtype) == "float32" else ()
@@ -83,7 +93,7 @@ def precisions(contraction, geometry, dtype):
 def plan_of(settings, aligned, capability):
     """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
     contraction, geometry, dtype, algorithm, precision, has_bias = settings
-    algorithm = algorithm or algorithms(contraction, geometry)[0]
+    algorithm = algorithm or preferred(settings, capability)
     if dtype not in ONLY.get(algorithm, DTYPES):
         raise ValueError(f"algorithm must not be {algorithm!r} in {dtype}: it is for {', '.join(ONLY[algorithm])}")
     if algorithm != "tiled":

@@ -35,6 +35,7 @@ from loopconv.cuda.intrinsics import (
     warp_tile,
 )
 from loopconv.cuda.stages import Launch, Plan
+from loopconv.cuda.tiles import CHIPS, TILES, nearest, time_of
 
 # ------------------------------------------------------------------------------------------ transforms
 
@@ -102,9 +103,10 @@ def transformed_taps(w, at, step, exists):
 # The plan array of both kernels. Taps are in the order of the source's pixels: their numbers in the kernel are W_FIRST,
 # and from there on W_TAP apart.
 (
-    ROW_BLOCKS, TILE_BLOCKS, ROWS, CHANNELS, DEPTHS, SLABS, TILES, HAS_BIAS, SOURCE_IMAGE, SOURCE_GROUP, SOURCE_CHANNEL,
-    SOURCE_Z, SOURCE_P, OUT_IMAGE, OUT_GROUP, OUT_ROW, OUT_Z, OUT_P, SIZE_Z, SIZE_P, SIZE_Q, OUT_SIZE_P, OUT_SIZE_Q,
-    FIRST_Z, STEP_Z, FIRST_P, FIRST_Q, MEETS_ZEROS, W_GROUP, W_ROW, W_CHANNEL, W_FIRST, W_TAP, TILE_PIXELS,
+    ROW_BLOCKS, TILE_BLOCKS, ROWS, CHANNELS, DEPTHS, SLABS, TILE_COUNT, HAS_BIAS, SOURCE_IMAGE, SOURCE_GROUP,
+    SOURCE_CHANNEL, SOURCE_Z, SOURCE_P, OUT_IMAGE, OUT_GROUP, OUT_ROW, OUT_Z, OUT_P, SIZE_Z, SIZE_P, SIZE_Q,
+    OUT_SIZE_P, OUT_SIZE_Q, FIRST_Z, STEP_Z, FIRST_P, FIRST_Q, MEETS_ZEROS, W_GROUP, W_ROW, W_CHANNEL, W_FIRST, W_TAP,
+    TILE_PIXELS,
 ) = range(34)  # fmt: skip
 HEADER = TILE_PIXELS + 9  # the tiles of an image, of a slice and of a row, each as (number, multiplier, shift)
 TAPS = 9  # of a slice
@@ -220,7 +222,7 @@ def make_winograd(dtype, quads, numbers):
         j = first_tile - first_image * plan[TILE_PIXELS] + t % tiles
         n, z, p, q = pixel(j, plan, TILE_PIXELS)
         n, p, q = n + first_image, 2 * p, 2 * q
-        exists = first_tile + t % tiles < plan[TILES]
+        exists = first_tile + t % tiles < plan[TILE_COUNT]
         if t < tiles:
             right, below = q + 1 < plan[OUT_SIZE_Q], p + 1 < plan[OUT_SIZE_P]
             places[places_at + 2 * t] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
@@ -295,12 +297,15 @@ def make_winograd(dtype, quads, numbers):
     return winograd_kernel
 
 
-# ------------------------------------------------------------------------------------------ plans
+# ------------------------------------------------------------------------------------------ predicates
 
-WEIGHTS_THREADS = 256
 # Quads of tiles and of rows, and numbers of a warp: 64 rows of 32 tiles, 128 registers of 256 threads for their sums.
 BLOCK = (2, 2), 2
 STORED = ("float32", "float16", "bfloat16")
+# The share of the peak, as in `tiles.Tile`: 0.81 of the instructions of the inner loop, less what eight warps do not
+# hide. What is before and after that loop takes about as long as two slabs: 0.9 thousand instructions and three times
+# the way to memory and back.
+SHARE, EDGE_SLABS = 0.70, 2
 
 
 def is_winograd(geometry):
@@ -309,29 +314,68 @@ def is_winograd(geometry):
     return g.rank > 1 and tuple(g.kernel[-2:]) == (3, 3) and set(g.stride) == {1} and set(g.dilation[-2:]) == {1}
 
 
+def is_exact(geometry, contraction):
+    """Whether it rounds no more than is allowed, as `loopconv.tiled.driver.is_winograd_exact`.
+
+    The largest error of 64 channels of 8 images of 15 x 15, six times, as a share of `registry.tolerance`: 2.7 over 4
+    channels and 0.8 over 8 with a padding of 2, whose corners one tap reaches; 0.3 and 0.2 with 1.
+    """
+    return plans.sum_of(geometry, contraction).C >= 8
+
+
+def is_faster(geometry, contraction, capability):
+    """Whether it is expected to be faster than implicit GEMM in float32, by the multiply-adds of whole blocks."""
+    if plans.is_grouped(geometry, contraction):
+        return False
+    t, known = plans.sum_of(geometry, contraction), nearest(capability)
+    tiles, rows, depth, _ = sizes_of(*BLOCK)
+    (phase,) = t.phases
+    blocks = prod(_blocks(t, tiles, rows))
+    slabs = t.p.k[0] * -(-t.C // depth) + EDGE_SLABS
+    time = -(-blocks // CHIPS[known].processors) * NUMBERS * rows * tiles * depth * slabs / SHARE
+    columns, steps = t.p.N * prod(phase.sizes), t.C * len(phase.taps)
+    return time < min(
+        time_of(tile, t.p.G, t.M, columns, -(-steps // tile.depth), CHIPS[known]) for tile in TILES[known]["float32"]
+    )
+
+
+# ------------------------------------------------------------------------------------------ plans
+
+WEIGHTS_THREADS = 256
+
+
+def _per_slice(sizes):
+    """Tiles on the three axes of so many results."""
+    return sizes[0], -(-sizes[1] // 2), -(-sizes[2] // 2)
+
+
+def _blocks(t, tiles, rows):
+    """Groups, blocks of rows, and blocks of tiles."""
+    return t.p.G, -(-t.M // rows), -(-t.p.N * prod(_per_slice(t.phases[0].sizes)) // tiles)
+
+
 def sum_plan(geometry, contraction, numbers, has_bias=False, block=BLOCK):
     """Forward or adjoint: transform the weights, then all the rest at once."""
     t = plans.sum_of(geometry, contraction)
     tiles, rows, depth, threads = sizes_of(*block)
-    ((sizes, _, _),) = t.phases
-    per_slice = sizes[0], -(-sizes[1] // 2), -(-sizes[2] // 2)
-    row_blocks, tile_blocks = -(-t.M // rows), -(-t.p.N * prod(per_slice) // tiles)
+    groups, row_blocks, tile_blocks = _blocks(t, tiles, rows)
     slabs = t.p.k[0] * -(-t.C // depth)
     source, out = ("x", "y") if contraction == "forward" else ("y", "x")
     constants = numbers.compute, *block
-    header = _header(t, contraction, per_slice, row_blocks, tile_blocks, slabs, has_bias)
-    weights = t.p.G * row_blocks * slabs * rows * depth
+    header = _header(t, contraction, row_blocks, tile_blocks, slabs, has_bias)
+    weights = groups * row_blocks * slabs * rows * depth
     at_once = min(WEIGHTS_THREADS, rows * depth)
     transform = Launch(make_weights, constants, ("w", "packed"), header, weights // at_once, at_once)
     multiply = Launch(
         make_winograd, constants, ("packed", source, "w", "bias" if has_bias else "w", out), header,
-        t.p.G * row_blocks * tile_blocks, threads, shared_bytes(*constants),
+        groups * row_blocks * tile_blocks, threads, shared_bytes(*constants),
     )  # fmt: skip
     return Plan((transform, multiply), {"packed": (NUMBERS * weights, None)})
 
 
-def _header(t, contraction, per_slice, row_blocks, tile_blocks, slabs, has_bias):
+def _header(t, contraction, row_blocks, tile_blocks, slabs, has_bias):
     (phase,) = t.phases
+    per_slice = _per_slice(phase.sizes)
     taps = sorted((moves, number) for number, moves in phase.taps)
     (first, number), step_z = taps[0], taps[-1][0][0] - taps[0][0][0]
     numbers = [
