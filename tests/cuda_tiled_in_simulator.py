@@ -3,7 +3,6 @@
 NUMBA_ENABLE_CUDASIM=1 pytest tests/cuda_tiled_in_simulator.py
 """
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -217,8 +216,8 @@ def test_nan_reaches_only_the_sums_it_is_in():
 
 # ------------------------------------------------------------------------------------------- Winograd
 
-# Quads of tiles and rows, and numbers of each of the two warps: 32 rows of 16 tiles.
-LEAST_BLOCK = (1, 1), 8
+# Two warps, each with 8 of the 16 numbers.
+LEAST_BLOCK = Tile("winograd", 32, 16, (1, 1), 4, 2, 1, 1.0)
 # Around 16 tiles, 32 rows and slabs of 4 channels; odd numbers of pixels, and one; what padding, cropping, groups,
 # slices and batches do to the patches.
 STENCILS = [
@@ -234,8 +233,10 @@ STENCILS = [
 ]
 
 
-def winograd_plan(contraction, g, numbers=FLOAT32, bias=None, block=LEAST_BLOCK):
-    return winograd.sum_plan(g, contraction, numbers, bias is not None, block)
+def winograd_plan(contraction, g, numbers=FLOAT32, bias=None, tile=LEAST_BLOCK):
+    if contraction == "weight":
+        return winograd.weight_plan(g, numbers, tile=tile)
+    return winograd.sum_plan(g, contraction, numbers, bias is not None, tile)
 
 
 def integer_bias(contraction, g):
@@ -249,24 +250,37 @@ def test_winograd_of_stencils(x_shape, w_shape, settings):
         for bias in (None, integer_bias(contraction, g)):
             plan = winograd_plan(contraction, g, bias=bias)
             check(contraction, g, plan, bias=bias, make=random_integers)
+    check("weight", g, winograd_plan("weight", g), make=random_integers)
 
 
 @pytest.mark.parametrize("storage", winograd.STORED)
 def test_winograd_rounds_as_direct_sums_do(storage):
     """Over enough channels; see `is_winograd_exact`."""
     g, numbers = geometry.conv((1, 9, 5, 6), (9, 9, 3, 3), padding=1), Numbers(storage)
-    for contraction in ("forward", "adjoint"):
+    for contraction in CONTRACTIONS:
         check(contraction, g, winograd_plan(contraction, g, numbers), numbers)
 
 
 def test_winograd_as_it_is_on_the_device():
-    """Past the ends of blocks of 32 tiles, 64 rows and slabs of 8 channels."""
+    """Past the ends of blocks of 32 tiles, 64 rows and slabs of 8 channels, or of 8 tiles."""
     g = geometry.conv((1, 9, 9, 13), (65, 9, 3, 3), padding=1)
-    check("forward", g, winograd_plan("forward", g, block=winograd.BLOCK), make=random_integers)
+    check("forward", g, winograd_plan("forward", g, tile=winograd.WINOGRAD), make=random_integers)
+    g = geometry.conv((1, 33, 5, 7), (65, 33, 3, 3), padding=1)
+    check("weight", g, winograd_plan("weight", g, tile=winograd.WINOGRAD_WEIGHT), make=random_integers)
+
+
+def test_winograds_weight_gradient_in_parts():
+    """In order, and over more slabs than are looked up at once."""
+    g = geometry.conv((2, 3, 18, 20), (5, 3, 3, 3))
+    plan = winograd_plan("weight", g)
+    assert plan.launches[-1].make is tiled.make_add_up
+    parts = plan.launches[0].numbers[winograd.SPLITS]
+    assert plan.launches[0].numbers[winograd.SLABS] // parts > 16
+    assert np.array_equal(check("weight", g, plan), check("weight", g, plan))
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")
-@pytest.mark.parametrize("contraction", ["forward", "adjoint"])
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
 def test_winograd_has_nan_and_inf_where_the_sum_has_them(contraction):
     g, role = geometry.conv((1, 2, 5, 6), (3, 2, 3, 3), padding=((1, 0), (0, 1))), RESULT[contraction]
     for name in {"x", "y", "w"} - {role}:
@@ -286,7 +300,7 @@ STENCIL = geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
 CHOICES = {
     "batch": (STENCIL, "winograd2"),
     "volume": (geometry.conv((8, 32, 32, 32, 32), (32, 32, 3, 3, 3), padding=1), "winograd2"),
-    "few blocks": (replace(STENCIL, batch=1), "tiled"),
+    "few blocks": (geometry.conv((1, 64, 14, 14), (64, 64, 3, 3)), "tiled"),
     "few channels": (geometry.conv((32, 4, 56, 56), (4, 4, 3, 3), padding=1), "tiled"),
     "small groups": (geometry.conv((32, 64, 56, 56), (64, 4, 3, 3), padding=1, groups=16), "tiled"),
     "stride": (geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), "tiled"),
@@ -298,7 +312,7 @@ CHOICES = {
 @pytest.mark.parametrize(("g", "expected"), CHOICES.values(), ids=CHOICES)
 def test_where_winograd_is_chosen(g, expected):
     """In float32, where blocks fill the chip; and not where factors are rounded, which tensor cores are for."""
-    for contraction, capability in product(("forward", "adjoint"), CHIPS):
+    for contraction, capability in product(CONTRACTIONS, CHIPS):
         names = driver.algorithms(contraction, g)
         for dtype, precision in (("float32", None), ("float32", "tf32"), ("float64", None), ("bfloat16", None)):
             settings = driver.Settings(contraction, g, dtype, None, precision, False)
@@ -306,7 +320,9 @@ def test_where_winograd_is_chosen(g, expected):
             assert chosen == (expected if (dtype, precision) == ("float32", None) else "tiled")
             assert chosen in names
             plan = driver.plan_of(settings, True, capability)
-            assert (plan.launches[0].make is winograd.make_weights) == (chosen == "winograd2")
+            assert (plan.launches[0].make.__module__ == winograd.__name__) == (chosen == "winograd2")
+    padded = geometry.conv((32, 64, 56, 1), (64, 64, 3, 3), padding=7)  # of which most taps see nothing
+    assert driver.preferred(driver.Settings("weight", padded, "float32", None, None, False), (9, 0)) == "tiled"
     with pytest.raises(ValueError, match=r"^algorithm must not be 'winograd2' in float64: it is for float32, float"):
         driver.plan_of(driver.Settings("forward", STENCIL, "float64", "winograd2", None, False), True, (9, 0))
 

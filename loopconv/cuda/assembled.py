@@ -44,8 +44,9 @@ def kernels(capability):
         for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
             add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)
         add(f"weight {storage} depthwise", plans.plan("weight", DEPTHWISE, Numbers(storage), capability), storage)
-    for name, position in (("winograd weights", 0), ("winograd", 1)):
-        add(name, winograd.sum_plan(GENERAL, "forward", Numbers("float32")), "float32", position)
+    for name, contraction, position in (("weights", "forward", 0), ("sum", "forward", 1), ("weight", "weight", 0)):
+        plan = winograd.plan(contraction, GENERAL, Numbers("float32"), capability)
+        add(f"winograd {name}", plan, "float32", position)
     whole = plans.sum_plan(geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability)
     found["pack"] = whole.launches[0], whole.rooms, "float32"
     found["add up"] = whole.launches[-1], whole.rooms, "float32"

@@ -61,7 +61,7 @@ def _contract(contraction, geometry, arrays, result, bias, algorithm, precision)
 
 def algorithms(contraction, geometry):
     """The names that `algorithm=` may have for a call; without it is taken what is `preferred`."""
-    fitting = {"tiled": is_tiled(geometry), "winograd2": is_winograd(contraction, geometry)}
+    fitting = {"tiled": is_tiled(geometry), "winograd2": is_winograd(geometry)}
     return (*(name for name, fits in fitting.items() if fits), *TEXTBOOK[contraction])
 
 
@@ -70,15 +70,15 @@ def is_tiled(geometry):
     return geometry.macs > 0 and 0 not in geometry.input and plans.is_in_reach(geometry)
 
 
-def is_winograd(contraction, geometry):
+def is_winograd(geometry):
     """Whether the tuned kernels can count its pixels, and F(2x2, 3x3) takes it."""
-    return contraction != "weight" and is_tiled(geometry) and winograd.is_winograd(geometry)
+    return is_tiled(geometry) and winograd.is_winograd(geometry)
 
 
 def preferred(settings, capability):
     """The algorithm that is chosen for a call that names none."""
     contraction, geometry, dtype, _, precision, _ = settings
-    if dtype == "float32" and precision is None and is_winograd(contraction, geometry):
+    if dtype == "float32" and precision is None and is_winograd(geometry):
         is_chosen = winograd.is_exact(geometry, contraction) and winograd.is_faster(geometry, contraction, capability)
     else:
         is_chosen = False
@@ -96,13 +96,12 @@ def plan_of(settings, aligned, capability):
     algorithm = algorithm or preferred(settings, capability)
     if dtype not in ONLY.get(algorithm, DTYPES):
         raise ValueError(f"algorithm must not be {algorithm!r} in {dtype}: it is for {', '.join(ONLY[algorithm])}")
-    if algorithm != "tiled":
-        if precision is not None:
-            raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
-        if algorithm == "winograd2":
-            return winograd.sum_plan(geometry, contraction, plans.Numbers(dtype), has_bias)
+    if algorithm != "tiled" and precision is not None:
+        raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
+    if algorithm in TEXTBOOK[contraction]:
         return TEXTBOOK[contraction][algorithm](geometry)
-    return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
+    make = winograd.plan if algorithm == "winograd2" else plans.plan
+    return make(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
 
 
 @lru_cache(maxsize=1024)

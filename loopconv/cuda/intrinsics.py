@@ -425,50 +425,58 @@ SIDE = 4  # of the patch that 2 x 2 results of 3 x 3 taps read
 NUMBERS = SIDE * SIDE
 
 
-def _patch(array, i, pitch, mask):
-    rows = range(NUMBERS)
-    return tuple(load(array, i + n // SIDE * pitch + n % SIDE) if mask >> n & 1 else np.float32(0) for n in rows)
+def make_patch(side):
+    """patch(array, i, pitch, mask): side x side numbers from array[i] on, zeros where their bits are not in `mask`.
 
-
-@paired(_patch)
-def patch(typing, array, i, pitch, mask):
-    """The 4 x 4 numbers from array[i] on, rows `pitch` apart; zeros where their bits of `mask` are not set.
-
-    Each load is guarded by a predicate. Branches, which are assembled to that as well, take 19 instructions more.
+    Rows are `pitch` apart. Each load is guarded by a predicate. Branches, which are assembled to that as well, take 19
+    instructions more of a side of 4.
     """
+    spots = list(np.ndindex(side, side))
 
-    def codegen(context, builder, signature, values):
-        pointer, i, pitch, mask = values
-        element, parts = _element(array.dtype), []
-        letter, kind = ("f", "f32") if element == F32 else ("h", "b16")
-        code = f"{{.reg .pred %p<1>; setp.ne.u32 %p0, $2, 0; @%p0 ld.global.nc.{kind} $0, [$1];}}"
-        for n in range(NUMBERS):
-            at = builder.add(i, builder.mul(pitch, I64(n // SIDE)))
-            address = _address(builder, pointer, builder.add(at, I64(n % SIDE)), element, element, GLOBAL)
-            operands = [builder.ptrtoint(address, I64), builder.and_(mask, I32(1 << n)), ir.Constant(element, 0)]
-            value = _assemble(builder, element, code, f"={letter},l,r,0", operands)
-            parts.append(_widened(builder, value, array.dtype))
-        return context.make_tuple(builder, signature.return_type, parts)
+    def patch_twin(array, i, pitch, mask):
+        return tuple(
+            load(array, i + row * pitch + column) if mask >> n & 1 else np.float32(0)
+            for n, (row, column) in enumerate(spots)
+        )
 
-    return types.UniTuple(types.float32, NUMBERS)(array, types.int64, types.int64, types.int32), codegen
+    @paired(patch_twin)
+    def patch(typing, array, i, pitch, mask):
+        def codegen(context, builder, signature, values):
+            pointer, i, pitch, mask = values
+            element, parts = _element(array.dtype), []
+            letter, kind = ("f", "f32") if element == F32 else ("h", "b16")
+            code = f"{{.reg .pred %p<1>; setp.ne.u32 %p0, $2, 0; @%p0 ld.global.nc.{kind} $0, [$1];}}"
+            for n, (row, column) in enumerate(spots):
+                at = builder.add(builder.add(i, builder.mul(pitch, I64(row))), I64(column))
+                address = _address(builder, pointer, at, element, element, GLOBAL)
+                operands = [builder.ptrtoint(address, I64), builder.and_(mask, I32(1 << n)), ir.Constant(element, 0)]
+                value = _assemble(builder, element, code, f"={letter},l,r,0", operands)
+                parts.append(_widened(builder, value, array.dtype))
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return types.UniTuple(types.float32, side * side)(array, types.int64, types.int64, types.int32), codegen
+
+    return patch
 
 
 def make_numbers(step):
-    """put(numbers, array, at) and take(array, at) of 16 numbers that lie `step` apart, from a position on.
-
-    In shared memory, or, to put them, in a room.
-    """
+    """put(numbers, array, at) and take(shared, at): numbers that lie `step` apart, from a position on; 16 are taken."""
 
     def put_twin(numbers, array, at):
         for n, value in enumerate(numbers):
-            array[at + n * step] = value
+            store(array, at + n * step, value)
 
     @paired(put_twin)
     def put(typing, numbers, array, at):
         def codegen(context, builder, signature, values):
-            address = _element_at(context, builder, array, *values[1:])
-            for n, value in enumerate(cgutils.unpack_tuple(builder, values[0])):
-                builder.store(value, builder.gep(address, [I64(n * step)]))
+            parts, (data, at) = cgutils.unpack_tuple(builder, values[0]), values[1:]
+            is_shared = isinstance(array, types.Array)
+            for n, value in enumerate(parts):
+                i = builder.add(at, I64(n * step))
+                if is_shared:
+                    builder.store(value, _element_at(context, builder, array, data, i))
+                else:
+                    _write(builder, data, i, value, array.dtype)
 
         return types.void(numbers, array, types.int64), codegen
 
@@ -484,10 +492,10 @@ def make_numbers(step):
     return put, take
 
 
-def make_products(dtype, count, row_quads, column_quads, depth):
+def make_products(dtype, count, row_quads, column_quads, depth, pad):
     """(begin, multiply, spill) of `count` tiles of a lane, of products of a[depth, rows] and b[depth, columns].
 
-    The rows and columns are those of one warp's tile of the kind "fma", and lie without gaps.
+    The rows and columns are those of one warp's tile of the kind "fma", and `pad` elements after them.
 
     begin()
         Zeros.
@@ -504,7 +512,8 @@ def make_products(dtype, count, row_quads, column_quads, depth):
     size = len(rows) * len(columns)
 
     steps = np.arange(count * depth).reshape(count, depth, 1)
-    left, right = steps * height + rows, steps * width + columns
+    a_pitch, b_pitch = height + pad, width + pad
+    left, right = steps * a_pitch + rows, steps * b_pitch + columns
 
     def multiply_twin(tiles, shared, a, b):
         return tiles + shared[a + left].swapaxes(1, 2) @ shared[b + right]
@@ -531,7 +540,7 @@ def make_products(dtype, count, row_quads, column_quads, depth):
                 step = n * depth + d
                 parts[n * size : (n + 1) * size] = _fma_step(
                     builder, parts[n * size : (n + 1) * size],
-                    (a, step * height, height, row_quads), (b, step * width, width, column_quads), element,
+                    (a, step * a_pitch, a_pitch, row_quads), (b, step * b_pitch, b_pitch, column_quads), element,
                 )  # fmt: skip
             return context.make_tuple(builder, signature.return_type, parts)
 

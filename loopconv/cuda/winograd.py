@@ -11,6 +11,7 @@ transformed weights are ever in the memory of the device.
 
 import math
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -28,14 +29,25 @@ from loopconv.cuda.intrinsics import (
     make_arrived,
     make_fetch_all,
     make_numbers,
+    make_patch,
     make_products,
-    patch,
     pixel,
     sent,
     warp_tile,
 )
 from loopconv.cuda.stages import Launch, Plan
-from loopconv.cuda.tiles import CHIPS, TILES, nearest, time_of
+from loopconv.cuda.tiles import (
+    CHIPS,
+    EDGE_SLABS,
+    TILES,
+    WEIGHT_TILES,
+    WINOGRAD,
+    WINOGRAD_WEIGHT,
+    nearest,
+    splits_of,
+    time_of,
+)
+from loopconv.tiled.layout import problem, reaches_most_pixels
 
 # ------------------------------------------------------------------------------------------ transforms
 
@@ -43,7 +55,7 @@ from loopconv.cuda.tiles import CHIPS, TILES, nearest, time_of
 @device
 def along_input(a, b, c, d):
     """B.T of four numbers."""
-    return a - c, b + c, c - b, b - d
+    return a - c, b + c, c - b, d - b
 
 
 @device
@@ -60,7 +72,7 @@ def transformed(d):
 @device
 def along_output(a, b, c, d):
     """A.T of four numbers."""
-    return a + b + c, b - c - d
+    return a + b + c, b - c + d
 
 
 @device
@@ -69,6 +81,42 @@ def results(m):
     a, b = along_output(m[0], m[4], m[8], m[12]), along_output(m[1], m[5], m[9], m[13])
     c, d = along_output(m[2], m[6], m[10], m[14]), along_output(m[3], m[7], m[11], m[15])
     return along_output(a[0], b[0], c[0], d[0]) + along_output(a[1], b[1], c[1], d[1])
+
+
+@device
+def along_results(a, b):
+    """A of two results."""
+    return a, a + b, a - b, b
+
+
+@device
+def transformed_results(y):
+    """A y A.T of 2 x 2 results."""
+    a, b = along_results(y[0], y[2]), along_results(y[1], y[3])
+    return along_results(a[0], b[0]) + along_results(a[1], b[1]) + along_results(a[2], b[2]) + along_results(a[3], b[3])
+
+
+@device
+def along_numbers(a, b, c, d):
+    """G.T of four numbers."""
+    half = np.float32(0.5)
+    return a + (b + c) * half, (b - c) * half, (b + c) * half + d
+
+
+@device
+def taps_of(m):
+    """G.T m G: the 3 x 3 taps of sums of numbers."""
+    a, b = along_numbers(m[0], m[4], m[8], m[12]), along_numbers(m[1], m[5], m[9], m[13])
+    c, d = along_numbers(m[2], m[6], m[10], m[14]), along_numbers(m[3], m[7], m[11], m[15])
+    return (
+        along_numbers(a[0], b[0], c[0], d[0]) + along_numbers(a[1], b[1], c[1], d[1])
+        + along_numbers(a[2], b[2], c[2], d[2])
+    )  # fmt: skip
+
+
+@device
+def sum_of_nine(m):
+    return m[0] + m[1] + m[2] + m[3] + m[4] + m[5] + m[6] + m[7] + m[8]
 
 
 @device
@@ -100,45 +148,57 @@ def transformed_taps(w, at, step, exists):
 
 # ------------------------------------------------------------------------------------------ numbers
 
-# The plan array of both kernels. Taps are in the order of the source's pixels: their numbers in the kernel are W_FIRST,
-# and from there on W_TAP apart.
+# The plan array of all kernels. Taps are in the order of the source's pixels: their numbers in the kernel are W_FIRST,
+# and from there on W_TAP apart. In the weight gradient, y is what "out" is elsewhere.
 (
-    ROW_BLOCKS, TILE_BLOCKS, ROWS, CHANNELS, DEPTHS, SLABS, TILE_COUNT, HAS_BIAS, SOURCE_IMAGE, SOURCE_GROUP,
+    ROW_BLOCKS, COLUMN_BLOCKS, SLABS, SPLITS, ROWS, CHANNELS, DEPTHS, TILE_COUNT, HAS_BIAS, SOURCE_IMAGE, SOURCE_GROUP,
     SOURCE_CHANNEL, SOURCE_Z, SOURCE_P, OUT_IMAGE, OUT_GROUP, OUT_ROW, OUT_Z, OUT_P, SIZE_Z, SIZE_P, SIZE_Q,
     OUT_SIZE_P, OUT_SIZE_Q, FIRST_Z, STEP_Z, FIRST_P, FIRST_Q, MEETS_ZEROS, W_GROUP, W_ROW, W_CHANNEL, W_FIRST, W_TAP,
-    TILE_PIXELS,
-) = range(34)  # fmt: skip
+    W_SIZE, TILE_PIXELS,
+) = range(36)  # fmt: skip
 HEADER = TILE_PIXELS + 9  # the tiles of an image, of a slice and of a row, each as (number, multiplier, shift)
 TAPS = 9  # of a slice
+PAD = 4  # elements between the rows of a slab of the weight gradient: eight tiles of four channels meet in no bank
 
 
-def sizes_of(quads, numbers):
-    """(tiles, rows, channels of a slab, threads) of a block each of whose warps has `numbers` of the 16 numbers.
+def sizes_of(quads, depth):
+    """(columns, rows, of the 16 numbers those of each warp, threads) of a block with slabs of `depth` steps.
 
-    There are as many patches in a slab as threads.
+    Rows are result channels, columns tiles and steps channels; in the weight gradient rows are channels of y, columns
+    channels of x and steps tiles. There are as many patches of the source in a slab as threads.
     """
-    tiles, rows = warp_tile("fma", *quads)
-    threads = 32 * NUMBERS // numbers
-    return tiles, rows, threads // tiles, threads
+    columns, rows = warp_tile("fma", *quads)
+    threads = columns * depth
+    return columns, rows, 32 * NUMBERS // threads, threads
 
 
-def shared_bytes(dtype, quads, numbers):
-    """Bytes of shared memory: two slabs, or the numbers of 32 rows in their place, and where the tiles lie."""
-    return 8 * (_places_at(dtype, quads, numbers) + 2 * sizes_of(quads, numbers)[0])
+def shared_elements(quads, depth, pad=0):
+    """Elements of shared memory: two slabs, or the numbers of 32 rows in their place."""
+    columns, rows, _, _ = sizes_of(quads, depth)
+    return NUMBERS * max(2 * depth * (columns + rows + 2 * pad), columns * SPILL_PITCH)
 
 
-def _places_at(dtype, quads, numbers):
-    tiles, rows, depth, _ = sizes_of(quads, numbers)
-    most = NUMBERS * max(2 * depth * (tiles + rows), tiles * SPILL_PITCH)
-    return most * np.dtype(dtype).itemsize // 8
+@device
+def window(p, q, height, width):
+    """A bit for each of 4 x 4 pixels from (p, q) on, set where it is one of height x width."""
+    above, below = min(max(-p, 0), SIDE), min(max(p + SIDE - height, 0), SIDE)
+    left, right = min(max(-q, 0), SIDE), min(max(q + SIDE - width, 0), SIDE)
+    down, across = 0xFFFF << SIDE * above & 0xFFFF >> SIDE * below, 0xF << left & 0xF >> right
+    return np.int32(down & 0x1111 * across)
+
+
+@device
+def corner(p, q, height, width):
+    """The same for the 2 x 2 results from (p, q) on, of which the first exists."""
+    return np.int32((1 + 2 * (q + 1 < width)) * (1 + 4 * (p + 1 < height)))
 
 
 # ------------------------------------------------------------------------------------------ kernels
 
 
-def make_weights(dtype, quads, numbers):
+def make_weights(dtype, quads, depth):
     """packed[group, row block, slab, number, channel of the slab, row of the block], zeros where there is none."""
-    _, rows, depth, _ = sizes_of(quads, numbers)
+    _, rows, _, _ = sizes_of(quads, depth)
     size = rows * depth
     put, _ = make_numbers(size)
 
@@ -159,6 +219,20 @@ def make_weights(dtype, quads, numbers):
 
 
 @device
+def is_inside(plan, d, h, v):
+    """Whether the source has that pixel."""
+    return 0 <= d < plan[SIZE_Z] and 0 <= h < plan[SIZE_P] and 0 <= v < plan[SIZE_Q]
+
+
+@device
+def pixel_of(source, plan, at, d, h, v):
+    """A pixel of the plane that begins at `at`, zero outside."""
+    if is_inside(plan, d, h, v):
+        return load(source, at + d * plan[SOURCE_Z] + h * plan[SOURCE_P] + v)
+    return np.float32(0)
+
+
+@device
 def direct(source, w, plan, group, row, n, z, p, q):
     """One result, as the sum that it is."""
     total = np.float32(0)
@@ -167,10 +241,8 @@ def direct(source, w, plan, group, row, n, z, p, q):
         tap = group * plan[W_GROUP] + row * plan[W_ROW] + channel * plan[W_CHANNEL] + plan[W_FIRST]
         for i in range(plan[DEPTHS] * TAPS):
             d, h, v = z + i // TAPS * plan[STEP_Z], p + i % TAPS // 3, q + i % 3
-            if 0 <= d < plan[SIZE_Z] and 0 <= h < plan[SIZE_P] and 0 <= v < plan[SIZE_Q]:
-                total += load(w, tap + i * plan[W_TAP]) * load(source, at + d * plan[SOURCE_Z] + h * plan[SOURCE_P] + v)
-            elif plan[MEETS_ZEROS]:
-                total += load(w, tap + i * plan[W_TAP]) * np.float32(0)
+            if plan[MEETS_ZEROS] or is_inside(plan, d, h, v):
+                total += load(w, tap + i * plan[W_TAP]) * pixel_of(source, plan, at, d, h, v)
     return total
 
 
@@ -186,20 +258,21 @@ def again(source, w, out, plan, group, row, tile, there, to, plus):
             store(out, to + i // 2 * plan[OUT_P] + i % 2, total + plus)
 
 
-def make_winograd(dtype, quads, numbers):
+def make_winograd(dtype, quads, depth):
     """The kernel of forward and adjoint.
 
     dtype : "float32", in which is summed
     quads : quads of tiles, and of rows (result channels), of a thread
-    numbers : of the 16 numbers of a tile, how many each warp has
+    depth : channels of a slab
     """
-    tiles, rows, depth, threads = sizes_of(quads, numbers)
+    tiles, rows, numbers, threads = sizes_of(quads, depth)
     size = NUMBERS * depth * rows  # of the weights in a slab, after which are the patches
     stage = size + NUMBERS * threads
     vector = WIDE // np.dtype(dtype).itemsize
     fetch_all = make_fetch_all(size // (threads * vector), threads * vector)
-    places_at = _places_at(dtype, quads, numbers)
-    begin, multiply, spill = make_products(dtype, numbers, *quads, depth)
+    places_at = shared_elements(quads, depth) * np.dtype(dtype).itemsize // 8
+    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, 0)
+    patch = make_patch(SIDE)
     put, _ = make_numbers(threads)
     _, take = make_numbers(tiles * SPILL_PITCH)
     arrived = make_arrived(0)
@@ -214,8 +287,8 @@ def make_winograd(dtype, quads, numbers):
         block = np.int64(cuda.blockIdx.x)
         row_block = block % plan[ROW_BLOCKS]
         block //= plan[ROW_BLOCKS]
-        first_tile = block % plan[TILE_BLOCKS] * tiles
-        group = block // plan[TILE_BLOCKS]
+        first_tile = block % plan[COLUMN_BLOCKS] * tiles
+        group = block // plan[COLUMN_BLOCKS]
 
         # where the tile of this thread's patch lies, and which of its pixels exist
         first_image = first_tile // plan[TILE_PIXELS]
@@ -224,23 +297,18 @@ def make_winograd(dtype, quads, numbers):
         n, p, q = n + first_image, 2 * p, 2 * q
         exists = first_tile + t % tiles < plan[TILE_COUNT]
         if t < tiles:
-            right, below = q + 1 < plan[OUT_SIZE_Q], p + 1 < plan[OUT_SIZE_P]
             places[places_at + 2 * t] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
-            places[places_at + 2 * t + 1] = (1 + 2 * right) * (1 + 4 * below) if exists else 0
+            places[places_at + 2 * t + 1] = corner(p, q, plan[OUT_SIZE_P], plan[OUT_SIZE_Q]) if exists else 0
 
         # its patch, of the channel that is this thread's in each slab: a bit for each pixel inside the source
         z, p, q = z + plan[FIRST_Z], p + plan[FIRST_P], q + plan[FIRST_Q]
-        across = down = np.int32(0)
-        for i in range(SIDE):
-            across |= np.int32(inside(np.int32(q + i), np.int32(plan[SIZE_Q]))) << i
-            down |= np.int32(inside(np.int32(p + i), np.int32(plan[SIZE_P]))) << SIDE * i
-        window = np.int32(across * down) if exists else np.int32(0)
+        around = window(p, q, plan[SIZE_P], plan[SIZE_Q]) if exists else np.int32(0)
         own = np.int32(t // tiles)
         at = n * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP] + own * plan[SOURCE_CHANNEL]
         at += z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
         channel, channels, depth_now = own, np.int32(plan[CHANNELS]), np.int32(z)
         pitch, next_slab = plan[SOURCE_P], depth * plan[SOURCE_CHANNEL]
-        in_slice = window if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
+        in_slice = around if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
         given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
 
         slabs = np.int32(plan[SLABS])
@@ -262,7 +330,7 @@ def make_winograd(dtype, quads, numbers):
                 if np.int32(channel - own) >= channels:  # on to the next slice
                     at += plan[STEP_Z] * plan[SOURCE_Z] - np.int32(channel - own) * plan[SOURCE_CHANNEL]
                     channel, depth_now = own, np.int32(depth_now + plan[STEP_Z])
-                    in_slice = window if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
+                    in_slice = around if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
                 given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
             sent()
             if step > 0:
@@ -297,15 +365,132 @@ def make_winograd(dtype, quads, numbers):
     return winograd_kernel
 
 
+@device
+def direct_taps(x, y, out, plan, group, k, c, depth, first, last, to):
+    """The nine taps of some tiles, each as the sum that it is, and no further than to where it is NaN."""
+    for tap in range(TAPS):
+        total = np.float32(0)
+        for tile in range(first, last):
+            image = tile // plan[TILE_PIXELS]
+            _, z, p, q = pixel(tile - image * plan[TILE_PIXELS], plan, TILE_PIXELS)
+            at_y = image * plan[OUT_IMAGE] + group * plan[OUT_GROUP] + k * plan[OUT_ROW] + z * plan[OUT_Z]
+            at_x = image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP] + c * plan[SOURCE_CHANNEL]
+            for i in range(4):
+                h, v = 2 * p + i // 2, 2 * q + i % 2
+                if h < plan[OUT_SIZE_P] and v < plan[OUT_SIZE_Q]:
+                    value = load(y, at_y + h * plan[OUT_P] + v)
+                    h, v = h + plan[FIRST_P] + tap // 3, v + plan[FIRST_Q] + tap % 3
+                    total += value * pixel_of(x, plan, at_x, z + depth, h, v)
+            if math.isnan(total):
+                break
+        store(out, to + tap, total)
+
+
+def make_winograd_weight(dtype, quads, depth):
+    """The kernel of the weight gradient, with as many quads of channels of x as of y, and `depth` tiles in a slab."""
+    columns, rows, numbers, threads = sizes_of(quads, depth)
+    a_pitch, b_pitch = columns + PAD, rows + PAD
+    size = NUMBERS * depth * a_pitch  # of the patches of x, after which are those of y
+    stage = size + NUMBERS * depth * b_pitch
+    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD)
+    patch, results_of = make_patch(SIDE), make_patch(2)
+    (put_x, _), (put_y, _), (put, _) = (make_numbers(step) for step in (depth * a_pitch, depth * b_pitch, 1))
+    _, take = make_numbers(columns * SPILL_PITCH)
+    places_at = shared_elements(quads, depth, PAD) * np.dtype(dtype).itemsize // 8
+    element = getattr(types, dtype)
+
+    def winograd_weight_kernel(x, y, out, plan):
+        shared = cuda.shared.array(0, element)
+        places = cuda.shared.array(0, types.int64)
+        t = np.int32(cuda.threadIdx.x)
+        block = np.int64(cuda.blockIdx.x)
+        first_row = block % plan[ROW_BLOCKS] * rows
+        block //= plan[ROW_BLOCKS]
+        first_column = block % plan[COLUMN_BLOCKS] * columns
+        block //= plan[COLUMN_BLOCKS]
+        slice_tap = block % plan[DEPTHS]
+        block //= plan[DEPTHS]
+        split = block % plan[SPLITS]
+        group = block // plan[SPLITS]
+
+        # of each tile the thread fetches one channel of x and two of y
+        first_slab = plan[SLABS] * split // plan[SPLITS]
+        slabs = np.int32(plan[SLABS] * (split + 1) // plan[SPLITS] - first_slab)
+        first_tile = first_slab * depth
+        first_image = first_tile // plan[TILE_PIXELS]
+        slice_moved = plan[FIRST_Z] + slice_tap * plan[STEP_Z]
+        channel, row = first_column + t // depth, first_row + t // depth
+        x_from = first_image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP] + channel * plan[SOURCE_CHANNEL]
+        y_from = first_image * plan[OUT_IMAGE] + group * plan[OUT_GROUP] + row * plan[OUT_ROW]
+        y_step, x_pitch, y_pitch = columns * plan[OUT_ROW], plan[SOURCE_P], plan[OUT_P]
+        # which pixels of a tile there are, by bits: of those of x the lower 16, of y 4, and these once more
+        bits = 0xFFFF * (channel < plan[CHANNELS])
+        bits |= 0xF0000 * (row < plan[ROWS]) | 0xF00000 * (row + columns < plan[ROWS])
+
+        a_to = np.int32(t % depth * a_pitch + t // depth)
+        b_to = np.int32(size + t % depth * b_pitch + t // depth)
+        lane, first = t % 32, np.int32(t // 32 * numbers)
+        a_at = np.int32(first * depth * a_pitch + lane // 8 * QUAD)
+        b_at = np.int32(size + first * depth * b_pitch + lane % 8 * QUAD)
+        x_given = patch(x, 0, 0, np.int32(0))
+        y_given = y_more = results_of(y, 0, 0, np.int32(0))
+        total = begin()
+        for step in range(np.int32(-1), np.int32(slabs + 1)):
+            cuda.syncthreads()  # all are done with the slab before the last one, whose place is taken next
+            here = np.int32((step & 1) * stage)
+            if 0 <= step < slabs:
+                put_x(transformed(x_given), shared, here + a_to)
+                put_y(transformed_results(y_given), shared, here + b_to)
+                put_y(transformed_results(y_more), shared, here + b_to + columns)
+            if step + 1 < slabs:
+                slab = np.int32(step + 1) & np.int32(columns - 1)
+                if slab == 0:  # where the tiles of as many slabs lie: each thread finds one
+                    tile = first_tile + (step + 1) * depth + t
+                    n, z, p, q = pixel(tile - first_image * plan[TILE_PIXELS], plan, TILE_PIXELS)
+                    p, q, place = 2 * p, 2 * q, places_at + 3 * t
+                    places[place + 1] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
+                    there = corner(p, q, plan[OUT_SIZE_P], plan[OUT_SIZE_Q]) * 0x110000
+                    z, p, q = z + slice_moved, p + plan[FIRST_P], q + plan[FIRST_Q]
+                    places[place] = n * plan[SOURCE_IMAGE] + z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
+                    if inside(np.int32(z), np.int32(plan[SIZE_Z])):
+                        there |= window(p, q, plan[SIZE_P], plan[SIZE_Q])
+                    places[place + 2] = there if tile < plan[TILE_COUNT] else 0
+                    cuda.syncthreads()
+                place = np.uint32(
+                    places_at + 3 * (slab * depth + t % depth)
+                )  # unsigned, as negative ones are looked for
+                there = np.int32(places[np.uint32(place + 2)] & bits)
+                at = y_from + places[np.uint32(place + 1)]
+                y_given = results_of(y, at, y_pitch, there >> 16)
+                y_more = results_of(y, at + y_step, y_pitch, there >> 20)
+                x_given = patch(x, x_from + places[place], x_pitch, there)
+            if step > 0:
+                total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
+
+        for quad in range(quads[1]):  # 32 rows at a time, as in `make_winograd`
+            cuda.syncthreads()
+            to = (first * columns + lane // 8 * QUAD) * SPILL_PITCH + lane % 8 * QUAD
+            spill(total, shared, np.int32(to), np.int32(quad))
+            cuda.syncthreads()
+            for i in range(t, 32 * columns, threads):
+                row, column = i % 4 + i // 32 % 8 * 4, i // 4 % 8 + i // 256 * 8
+                k, c = first_row + 32 * quad + row, first_column + column
+                if k < plan[ROWS] and c < plan[CHANNELS]:
+                    nine = taps_of(take(shared, np.int32(column * SPILL_PITCH + row)))
+                    to_out = split * plan[W_SIZE] + group * plan[W_GROUP] + k * plan[W_ROW] + c * plan[W_CHANNEL]
+                    to_out += slice_tap * TAPS
+                    if math.isfinite(sum_of_nine(nine)):
+                        put(nine, out, to_out)
+                    else:
+                        last = min(first_tile + slabs * depth, plan[TILE_COUNT])
+                        direct_taps(x, y, out, plan, group, k, c, slice_moved, first_tile, last, to_out)
+
+    return winograd_weight_kernel
+
+
 # ------------------------------------------------------------------------------------------ predicates
 
-# Quads of tiles and of rows, and numbers of a warp: 64 rows of 32 tiles, 128 registers of 256 threads for their sums.
-BLOCK = (2, 2), 2
 STORED = ("float32", "float16", "bfloat16")
-# The share of the peak, as in `tiles.Tile`: 0.81 of the instructions of the inner loop, less what eight warps do not
-# hide. What is before and after that loop takes about as long as two slabs: 0.9 thousand instructions and three times
-# the way to memory and back.
-SHARE, EDGE_SLABS = 0.70, 2
 
 
 def is_winograd(geometry):
@@ -315,11 +500,13 @@ def is_winograd(geometry):
 
 
 def is_exact(geometry, contraction):
-    """Whether it rounds no more than is allowed, as `loopconv.tiled.driver.is_winograd_exact`.
+    """Whether it rounds no more than is allowed, by the rules of `loopconv.tiled.driver`.
 
     The largest error of 64 channels of 8 images of 15 x 15, six times, as a share of `registry.tolerance`: 2.7 over 4
     channels and 0.8 over 8 with a padding of 2, whose corners one tap reaches; 0.3 and 0.2 with 1.
     """
+    if contraction == "weight":
+        return reaches_most_pixels(problem(geometry))
     return plans.sum_of(geometry, contraction).C >= 8
 
 
@@ -327,16 +514,52 @@ def is_faster(geometry, contraction, capability):
     """Whether it is expected to be faster than implicit GEMM in float32, by the multiply-adds of whole blocks."""
     if plans.is_grouped(geometry, contraction):
         return False
-    t, known = plans.sum_of(geometry, contraction), nearest(capability)
-    tiles, rows, depth, _ = sizes_of(*BLOCK)
-    (phase,) = t.phases
-    blocks = prod(_blocks(t, tiles, rows))
-    slabs = t.p.k[0] * -(-t.C // depth) + EDGE_SLABS
-    time = -(-blocks // CHIPS[known].processors) * NUMBERS * rows * tiles * depth * slabs / SHARE
-    columns, steps = t.p.N * prod(phase.sizes), t.C * len(phase.taps)
-    return time < min(
-        time_of(tile, t.p.G, t.M, columns, -(-steps // tile.depth), CHIPS[known]) for tile in TILES[known]["float32"]
-    )
+    known = nearest(capability)
+    chip, is_weight = CHIPS[known], contraction == "weight"
+    t = plans.sum_of(geometry, "forward" if is_weight else contraction)
+    pixels, steps = t.p.N * prod(t.phases[0].sizes), t.C * len(t.phases[0].taps)
+    columns, steps = (steps, pixels) if is_weight else (pixels, steps)
+    tiles = (WEIGHT_TILES if is_weight else TILES)[known]["float32"]
+    others = [time_of(tile, t.p.G, t.M, columns, -(-steps // tile.depth), chip) for tile in tiles]
+    return _expected(_weight_cut(t, WINOGRAD_WEIGHT, chip) if is_weight else _sum_cut(t, WINOGRAD), chip) < min(others)
+
+
+class Cut(NamedTuple):
+    """Into which blocks a call is cut."""
+
+    tile: Any
+    row_blocks: int
+    column_blocks: int
+    blocks: int  # of one part
+    slabs: int
+    splits: int
+
+
+def _expected(cut, chip):
+    """Expected time, as `tiles.time_of`."""
+    tile, waves = cut.tile, -(-cut.blocks * cut.splits // chip.processors)
+    return waves * NUMBERS * tile.rows * tile.columns * tile.depth * (cut.slabs / cut.splits + EDGE_SLABS) / tile.share
+
+
+def _tiles(t):
+    """Tiles of a slice, its rows and its columns, on three axes; and those of the whole batch."""
+    z, p, q = t.phases[0].sizes
+    sizes = z, -(-p // 2), -(-q // 2)
+    return sizes, t.p.N * prod(sizes)
+
+
+def _sum_cut(t, tile):
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-_tiles(t)[1] // tile.columns)
+    slabs = t.p.k[0] * -(-t.C // tile.depth)
+    return Cut(tile, row_blocks, column_blocks, t.p.G * row_blocks * column_blocks, slabs, 1)
+
+
+def _weight_cut(t, tile, chip):
+    row_blocks, column_blocks = -(-t.M // tile.rows), -(-t.C // tile.columns)
+    blocks, slabs = t.p.G * t.p.k[0] * row_blocks * column_blocks, -(-_tiles(t)[1] // tile.depth)
+    # a part has no more tiles than 32 bits can count
+    splits = max(splits_of(blocks, slabs, tile, chip), -(-slabs * tile.depth // 2**30))
+    return Cut(tile, row_blocks, column_blocks, blocks, slabs, splits)
 
 
 # ------------------------------------------------------------------------------------------ plans
@@ -344,45 +567,52 @@ def is_faster(geometry, contraction, capability):
 WEIGHTS_THREADS = 256
 
 
-def _per_slice(sizes):
-    """Tiles on the three axes of so many results."""
-    return sizes[0], -(-sizes[1] // 2), -(-sizes[2] // 2)
+def plan(contraction, geometry, numbers, capability, has_bias=False):
+    """The plan of a call that `is_winograd`."""
+    if contraction == "weight":
+        return weight_plan(geometry, numbers, capability)
+    return sum_plan(geometry, contraction, numbers, has_bias)
 
 
-def _blocks(t, tiles, rows):
-    """Groups, blocks of rows, and blocks of tiles."""
-    return t.p.G, -(-t.M // rows), -(-t.p.N * prod(_per_slice(t.phases[0].sizes)) // tiles)
-
-
-def sum_plan(geometry, contraction, numbers, has_bias=False, block=BLOCK):
+def sum_plan(geometry, contraction, numbers, has_bias=False, tile=WINOGRAD):
     """Forward or adjoint: transform the weights, then all the rest at once."""
     t = plans.sum_of(geometry, contraction)
-    tiles, rows, depth, threads = sizes_of(*block)
-    groups, row_blocks, tile_blocks = _blocks(t, tiles, rows)
-    slabs = t.p.k[0] * -(-t.C // depth)
+    cut, constants = _sum_cut(t, tile), (numbers.compute, tile.quads, tile.depth)
     source, out = ("x", "y") if contraction == "forward" else ("y", "x")
-    constants = numbers.compute, *block
-    header = _header(t, contraction, row_blocks, tile_blocks, slabs, has_bias)
-    weights = groups * row_blocks * slabs * rows * depth
-    at_once = min(WEIGHTS_THREADS, rows * depth)
+    header = _header(t, cut, has_bias, contraction == "forward", 0)
+    weights = t.p.G * cut.row_blocks * cut.slabs * tile.rows * tile.depth
+    at_once = min(WEIGHTS_THREADS, tile.rows * tile.depth)
     transform = Launch(make_weights, constants, ("w", "packed"), header, weights // at_once, at_once)
+    shared = np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:]) + 16 * tile.columns
     multiply = Launch(
-        make_winograd, constants, ("packed", source, "w", "bias" if has_bias else "w", out), header,
-        groups * row_blocks * tile_blocks, threads, shared_bytes(*constants),
+        make_winograd, constants, ("packed", source, "w", "bias" if has_bias else "w", out), header, cut.blocks,
+        sizes_of(*constants[1:])[-1], shared,
     )  # fmt: skip
     return Plan((transform, multiply), {"packed": (NUMBERS * weights, None)})
 
 
-def _header(t, contraction, row_blocks, tile_blocks, slabs, has_bias):
-    (phase,) = t.phases
-    per_slice = _per_slice(phase.sizes)
+def weight_plan(geometry, numbers, capability=(9, 0), tile=WINOGRAD_WEIGHT):
+    """The weight gradient: multiply, and add up the parts where there are several."""
+    t = plans.sum_of(geometry, "forward")
+    cut, constants = _weight_cut(t, tile, CHIPS[nearest(capability)]), (numbers.compute, tile.quads, tile.depth)
+    size, threads = prod(geometry.w_shape), sizes_of(*constants[1:])[-1]
+    multiply = Launch(
+        make_winograd_weight, constants, ("x", "y", "partial" if cut.splits > 1 else "w"),
+        _header(t, cut, False, True, size), cut.blocks * cut.splits, threads,
+        np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:], PAD) + 24 * threads,
+    )  # fmt: skip
+    return plans._in_parts((multiply,), numbers, cut.splits, size)
+
+
+def _header(t, cut, has_bias, meets_zeros, w_size):
+    (phase,), (per_slice, tiles) = t.phases, _tiles(t)
     taps = sorted((moves, number) for number, moves in phase.taps)
     (first, number), step_z = taps[0], taps[-1][0][0] - taps[0][0][0]
     numbers = [
-        row_blocks, tile_blocks, t.M, t.C, t.p.k[0], slabs, t.p.N * prod(per_slice), int(has_bias),
+        cut.row_blocks, cut.column_blocks, cut.slabs, cut.splits, t.M, t.C, t.p.k[0], tiles, int(has_bias),
         t.source_image, t.C * t.source_steps[0], *t.source_steps[:3], t.out_image, t.M * t.out_steps[0],
         *t.out_steps[:3], *t.source, *phase.sizes[1:], first[0], step_z // max(t.p.k[0] - 1, 1), *first[1:],
-        int(contraction == "forward"), *t.w_steps, number, taps[1][1] - number, *plans._divisors(per_slice),
+        int(meets_zeros), *t.w_steps, number, taps[1][1] - number, w_size, *plans._divisors(per_slice),
     ]  # fmt: skip
     assert len(numbers) == HEADER
     return np.array(numbers, np.int64)
