@@ -403,6 +403,16 @@ def test_rounding_to_tf32():
     ).all()
 
 
+def test_lanes_that_read_the_same_are_beside_each_other():
+    """As NVIDIA's engineers say where 128 bits take two turns: https://forums.developer.nvidia.com/t/77228/2."""
+    place = intrinsics.make_place("fma", (16, 32), (16, 32), 20, 36)
+    spots = [place(lane) for lane in range(32)]
+    assert len({(row, column) for _, row, column, _, _ in spots}) == 32
+    for lane, (_, row, column, _, _) in enumerate(spots):
+        assert row == spots[lane ^ 1][1]
+        assert column == spots[lane ^ 2][2]
+
+
 @pytest.mark.parametrize("kind", ["fma", "tf32"])
 def test_no_two_lanes_meet_in_a_bank(kind):
     """What 8 lanes load from shared memory at a time lies in 32 different banks, or is the same."""

@@ -7,7 +7,8 @@ unrolled when the code is generated.
 A thread's tile is made of quads: four neighbouring rows (result channels) and four neighbouring columns (pixels), each
 read from shared memory 128 bits at a time. Where the quads of a lane lie in the tile of its warp depends on the kind:
 
-* "fma": the lanes are 4 x 8; quads of rows are 16 apart, quads of columns 32.
+* "fma": the lanes are 4 x 8; quads of rows are 16 apart, quads of columns 32. Lanes n and n ^ 1 read the same rows, and
+  lanes n and n ^ 2 the same columns: so a load of 128 bits takes two turns of shared memory and not four.
 * "tf32": the fragments of mma.sync.m16n8k8, with rows and columns renamed so that what a lane holds of four
   fragments lies side by side: quads of rows are 32 apart, and so are pairs of quads of columns.
 
@@ -245,7 +246,7 @@ def make_place(kind, tile, of_warp, a_pitch, b_pitch):
         lane, warp = t & 31, t >> 5
         above, left = warp % warps_down * warp_rows, warp // warps_down * warp_columns
         if kind == "fma":
-            row, column = above + (lane >> 3) * 4, left + (lane & 7) * 4
+            row, column = above + (lane >> 1 & 1 | lane >> 3 & 2) * 4, left + (lane & 1 | lane >> 1 & 6) * 4
             return lane, row, column, row, column
         row, step = above + (lane >> 2) * 4, lane & 3
         return lane, row, left + step * 8, row + step * a_pitch, left + (lane >> 2) * 4 + step * b_pitch

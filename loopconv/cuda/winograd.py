@@ -21,7 +21,6 @@ from loopconv.cuda import plans
 from loopconv.cuda.elements import device, load, store
 from loopconv.cuda.intrinsics import (
     NUMBERS,
-    QUAD,
     SIDE,
     SPILL_PITCH,
     WIDE,
@@ -30,6 +29,7 @@ from loopconv.cuda.intrinsics import (
     make_fetch_all,
     make_numbers,
     make_patch,
+    make_place,
     make_products,
     pixel,
     sent,
@@ -272,6 +272,7 @@ def make_winograd(dtype, quads, depth):
     fetch_all = make_fetch_all(size // (threads * vector), threads * vector)
     places_at = shared_elements(quads, depth) * np.dtype(dtype).itemsize // 8
     begin, multiply, spill = make_products(dtype, numbers, *quads, depth, 0)
+    place = make_place("fma", (tiles, rows), (tiles, rows), 0, 0)
     patch = make_patch(SIDE)
     put, _ = make_numbers(threads)
     _, take = make_numbers(tiles * SPILL_PITCH)
@@ -313,9 +314,10 @@ def make_winograd(dtype, quads, depth):
 
         slabs = np.int32(plan[SLABS])
         packed_at = (group * plan[ROW_BLOCKS] + row_block) * slabs * size + vector * t
-        lane, first = t % 32, np.int32(t // 32 * numbers)
-        a_at = np.int32(size + first * depth * tiles + lane // 8 * QUAD)
-        b_at = np.int32(first * depth * rows + lane % 8 * QUAD)
+        _, above, left, _, _ = place(np.int32(t % 32))
+        first = np.int32(t // 32 * numbers)
+        a_at = np.int32(size + first * depth * tiles + above)
+        b_at = np.int32(first * depth * rows + left)
         total = begin()
         for step in range(np.int32(slabs + 1)):
             # the last slab's weights have arrived, and all are done with the one before, whose place is taken next
@@ -339,7 +341,7 @@ def make_winograd(dtype, quads, depth):
         # 32 rows at a time through shared memory, so that a thread has all numbers of a tile
         for quad in range(quads[1]):
             cuda.syncthreads()
-            to = (first * tiles + lane // 8 * QUAD) * SPILL_PITCH + lane % 8 * QUAD
+            to = (first * tiles + above) * SPILL_PITCH + left
             spill(total, shared, np.int32(to), np.int32(quad))
             cuda.syncthreads()
             for i in range(t, 32 * tiles, threads):
@@ -393,6 +395,7 @@ def make_winograd_weight(dtype, quads, depth):
     size = NUMBERS * depth * a_pitch  # of the patches of x, after which are those of y
     stage = size + NUMBERS * depth * b_pitch
     begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD)
+    place = make_place("fma", (columns, rows), (columns, rows), 0, 0)
     patch, results_of = make_patch(SIDE), make_patch(2)
     (put_x, _), (put_y, _), (put, _) = (make_numbers(step) for step in (depth * a_pitch, depth * b_pitch, 1))
     _, take = make_numbers(columns * SPILL_PITCH)
@@ -429,9 +432,10 @@ def make_winograd_weight(dtype, quads, depth):
 
         a_to = np.int32(t % depth * a_pitch + t // depth)
         b_to = np.int32(size + t % depth * b_pitch + t // depth)
-        lane, first = t % 32, np.int32(t // 32 * numbers)
-        a_at = np.int32(first * depth * a_pitch + lane // 8 * QUAD)
-        b_at = np.int32(size + first * depth * b_pitch + lane % 8 * QUAD)
+        _, above, left, _, _ = place(np.int32(t % 32))
+        first = np.int32(t // 32 * numbers)
+        a_at = np.int32(first * depth * a_pitch + above)
+        b_at = np.int32(size + first * depth * b_pitch + left)
         x_given = patch(x, 0, 0, np.int32(0))
         y_given = y_more = results_of(y, 0, 0, np.int32(0))
         total = begin()
@@ -447,29 +451,28 @@ def make_winograd_weight(dtype, quads, depth):
                 if slab == 0:  # where the tiles of as many slabs lie: each thread finds one
                     tile = first_tile + (step + 1) * depth + t
                     n, z, p, q = pixel(tile - first_image * plan[TILE_PIXELS], plan, TILE_PIXELS)
-                    p, q, place = 2 * p, 2 * q, places_at + 3 * t
-                    places[place + 1] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
+                    p, q, slot = 2 * p, 2 * q, places_at + 3 * t
+                    places[slot + 1] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
                     there = corner(p, q, plan[OUT_SIZE_P], plan[OUT_SIZE_Q]) * 0x110000
                     z, p, q = z + slice_moved, p + plan[FIRST_P], q + plan[FIRST_Q]
-                    places[place] = n * plan[SOURCE_IMAGE] + z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
+                    places[slot] = n * plan[SOURCE_IMAGE] + z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
                     if inside(np.int32(z), np.int32(plan[SIZE_Z])):
                         there |= window(p, q, plan[SIZE_P], plan[SIZE_Q])
-                    places[place + 2] = there if tile < plan[TILE_COUNT] else 0
+                    places[slot + 2] = there if tile < plan[TILE_COUNT] else 0
                     cuda.syncthreads()
-                place = np.uint32(
-                    places_at + 3 * (slab * depth + t % depth)
-                )  # unsigned, as negative ones are looked for
-                there = np.int32(places[np.uint32(place + 2)] & bits)
-                at = y_from + places[np.uint32(place + 1)]
+                # unsigned, as what may be negative would be counted from the end
+                slot = np.uint32(places_at + 3 * (slab * depth + t % depth))
+                there = np.int32(places[np.uint32(slot + 2)] & bits)
+                at = y_from + places[np.uint32(slot + 1)]
                 y_given = results_of(y, at, y_pitch, there >> 16)
                 y_more = results_of(y, at + y_step, y_pitch, there >> 20)
-                x_given = patch(x, x_from + places[place], x_pitch, there)
+                x_given = patch(x, x_from + places[slot], x_pitch, there)
             if step > 0:
                 total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
 
         for quad in range(quads[1]):  # 32 rows at a time, as in `make_winograd`
             cuda.syncthreads()
-            to = (first * columns + lane // 8 * QUAD) * SPILL_PITCH + lane % 8 * QUAD
+            to = (first * columns + above) * SPILL_PITCH + left
             spill(total, shared, np.int32(to), np.int32(quad))
             cuda.syncthreads()
             for i in range(t, 32 * columns, threads):
