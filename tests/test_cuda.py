@@ -346,6 +346,10 @@ def test_tuned_kernels_on_larger_arrays(g, contraction):
     for dtype in DTYPES:
         check(contraction, g, dtype)
     check(contraction, g, "float32", precision="tf32")
+    from loopconv.cuda import driver
+
+    if "winograd2" in driver.algorithms(contraction, g):
+        check(contraction, g, "float32", "winograd2")
 
 
 @gpu_test

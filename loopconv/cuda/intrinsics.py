@@ -552,13 +552,13 @@ def make_products(dtype, count, row_quads, column_quads, depth, pad):
         def codegen(context, builder, signature, values):
             parts, element = cgutils.unpack_tuple(builder, values[0]), _element(shared.dtype)
             address = _element_at(context, builder, shared, *values[1:3])
-            for n, m in np.ndindex(count, len(rows)):
-                first, some = (n * len(rows) + m) * len(columns), parts[:QUAD]
-                for q in range(column_quads):
-                    here = builder.icmp_signed("==", values[3], I32(q))
-                    some = [builder.select(here, parts[first + q * QUAD + j], some[j]) for j in range(QUAD)]
-                at = builder.gep(address, [I64((n * height + rows[m]) * SPILL_PITCH)])
-                _store_wide(builder, some, builder.bitcast(at, ir.VectorType(element, QUAD).as_pointer(SHARED)))
+            kind = ir.VectorType(element, QUAD).as_pointer(SHARED)
+            for q in range(column_quads):
+                with builder.if_then(builder.icmp_signed("==", values[3], I32(q))):
+                    for n, m in np.ndindex(count, len(rows)):
+                        first = (n * len(rows) + m) * len(columns) + q * QUAD
+                        at = builder.gep(address, [I64((n * height + rows[m]) * SPILL_PITCH)])
+                        _store_wide(builder, parts[first : first + QUAD], builder.bitcast(at, kind))
 
         return types.void(tiles, shared, types.int32, types.int32), codegen
 

@@ -21,9 +21,11 @@ from loopconv.cuda import plans
 from loopconv.cuda.elements import device, load, store
 from loopconv.cuda.intrinsics import (
     NUMBERS,
+    QUAD,
     SIDE,
     SPILL_PITCH,
     WIDE,
+    anew,
     inside,
     make_arrived,
     make_fetch_all,
@@ -339,30 +341,31 @@ def make_winograd(dtype, quads, depth):
                 total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
 
         # 32 rows at a time through shared memory, so that a thread has all numbers of a tile
+        to = np.int32((first * tiles + above) * SPILL_PITCH + left)
         for quad in range(quads[1]):
             cuda.syncthreads()
-            to = (first * tiles + above) * SPILL_PITCH + left
-            spill(total, shared, np.int32(to), np.int32(quad))
+            spill(total, shared, to, np.int32(quad))
             cuda.syncthreads()
-            for i in range(t, 32 * tiles, threads):
-                row = i % 4 + i // 32 % 8 * 4
-                tile = i // 4 % 8 + i // 256 * 8
-                there = places[places_at + 2 * tile + 1]
+            for row in range(t // 32 * QUAD + t % QUAD, 32, threads // 32 * QUAD):
                 m = row_block * rows + 32 * quad + row
-                if there and m < plan[ROWS]:
-                    a, b, c, d = results(take(shared, np.int32(tile * SPILL_PITCH + row)))
-                    to_out = places[places_at + 2 * tile] + group * plan[OUT_GROUP] + m * plan[OUT_ROW]
+                if m < plan[ROWS]:
+                    base = group * plan[OUT_GROUP] + m * plan[OUT_ROW]
                     plus = load(bias, group * plan[ROWS] + m) if plan[HAS_BIAS] else np.float32(0)
-                    if math.isfinite(a + b + c + d):
-                        store(out, to_out, a + plus)
-                        if there & 2:
-                            store(out, to_out + 1, b + plus)
-                        if there & 4:
-                            store(out, to_out + plan[OUT_P], c + plus)
-                        if there & 8:
-                            store(out, to_out + plan[OUT_P] + 1, d + plus)
-                    else:
-                        again(source, w, out, plan, group, m, first_tile + tile, there, to_out, plus)
+                    for tile in range(t % 32 // QUAD, tiles, 8):
+                        there = places[places_at + 2 * tile + 1]
+                        if there:
+                            a, b, c, d = results(take(shared, np.int32(tile * SPILL_PITCH + row)))
+                            to_out = base + places[places_at + 2 * tile]
+                            if math.isfinite(a + b + c + d):
+                                store(out, to_out, a + plus)
+                                if there & 2:
+                                    store(out, to_out + 1, b + plus)
+                                if there & 4:
+                                    store(out, to_out + plan[OUT_P], c + plus)
+                                if there & 8:
+                                    store(out, to_out + plan[OUT_P] + 1, d + plus)
+                            else:
+                                again(source, w, out, plan, group, m, first_tile + tile, there, to_out, plus)
 
     return winograd_kernel
 
@@ -400,6 +403,7 @@ def make_winograd_weight(dtype, quads, depth):
     (put_x, _), (put_y, _), (put, _) = (make_numbers(step) for step in (depth * a_pitch, depth * b_pitch, 1))
     _, take = make_numbers(columns * SPILL_PITCH)
     places_at = shared_elements(quads, depth, PAD) * np.dtype(dtype).itemsize // 8
+    kept = places_at + 3 * threads
     element = getattr(types, dtype)
 
     def winograd_weight_kernel(x, y, out, plan):
@@ -426,6 +430,12 @@ def make_winograd_weight(dtype, quads, depth):
         x_from = first_image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP] + channel * plan[SOURCE_CHANNEL]
         y_from = first_image * plan[OUT_IMAGE] + group * plan[OUT_GROUP] + row * plan[OUT_ROW]
         y_step, x_pitch, y_pitch = columns * plan[OUT_ROW], plan[SOURCE_P], plan[OUT_P]
+        if t == 0:  # in shared memory, as `anew`, so that no registers are spent on them meanwhile
+            places[kept], places[kept + 1] = first_row, first_column
+            places[kept + 2] = split * plan[W_SIZE] + group * plan[W_GROUP] + slice_tap * TAPS
+            places[kept + 3], places[kept + 4] = slice_moved, first_tile
+            places[kept + 5] = min(first_tile + slabs * depth, plan[TILE_COUNT])
+            places[kept + 6] = group
         # which pixels of a tile there are, by bits: of those of x the lower 16, of y 4, and these once more
         bits = 0xFFFF * (channel < plan[CHANNELS])
         bits |= 0xF0000 * (row < plan[ROWS]) | 0xF00000 * (row + columns < plan[ROWS])
@@ -470,23 +480,25 @@ def make_winograd_weight(dtype, quads, depth):
             if step > 0:
                 total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
 
+        t = anew(np.int32(cuda.threadIdx.x))
+        _, above, left, _, _ = place(t % np.int32(32))
+        to = np.int32((t // 32 * numbers * columns + above) * SPILL_PITCH + left)
         for quad in range(quads[1]):  # 32 rows at a time, as in `make_winograd`
             cuda.syncthreads()
-            to = (first * columns + above) * SPILL_PITCH + left
-            spill(total, shared, np.int32(to), np.int32(quad))
+            spill(total, shared, to, np.int32(quad))
             cuda.syncthreads()
-            for i in range(t, 32 * columns, threads):
-                row, column = i % 4 + i // 32 % 8 * 4, i // 4 % 8 + i // 256 * 8
-                k, c = first_row + 32 * quad + row, first_column + column
-                if k < plan[ROWS] and c < plan[CHANNELS]:
-                    nine = taps_of(take(shared, np.int32(column * SPILL_PITCH + row)))
-                    to_out = split * plan[W_SIZE] + group * plan[W_GROUP] + k * plan[W_ROW] + c * plan[W_CHANNEL]
-                    to_out += slice_tap * TAPS
-                    if math.isfinite(sum_of_nine(nine)):
-                        put(nine, out, to_out)
-                    else:
-                        last = min(first_tile + slabs * depth, plan[TILE_COUNT])
-                        direct_taps(x, y, out, plan, group, k, c, slice_moved, first_tile, last, to_out)
+            for row in range(t // 32 * QUAD + t % QUAD, 32, threads // 32 * QUAD):
+                k = places[kept] + 32 * quad + row
+                for column in range(t % 32 // QUAD, columns, 8):
+                    c = places[kept + 1] + column
+                    if k < plan[ROWS] and c < plan[CHANNELS]:
+                        nine = taps_of(take(shared, np.int32(column * SPILL_PITCH + row)))
+                        to_out = places[kept + 2] + k * plan[W_ROW] + c * plan[W_CHANNEL]
+                        if math.isfinite(sum_of_nine(nine)):
+                            put(nine, out, to_out)
+                        else:
+                            moved, first, last = places[kept + 3], places[kept + 4], places[kept + 5]
+                            direct_taps(x, y, out, plan, places[kept + 6], k, c, moved, first, last, to_out)
 
     return winograd_weight_kernel
 
@@ -602,7 +614,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=WINOGRAD_WEIGHT):
     multiply = Launch(
         make_winograd_weight, constants, ("x", "y", "partial" if cut.splits > 1 else "w"),
         _header(t, cut, False, True, size), cut.blocks * cut.splits, threads,
-        np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:], PAD) + 24 * threads,
+        np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:], PAD) + 8 * (3 * threads + 7),
     )  # fmt: skip
     return plans._in_parts((multiply,), numbers, cut.splits, size)
 
