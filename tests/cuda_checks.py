@@ -20,7 +20,7 @@ class OnGpu:
 
     def __init__(self, numbers, dtype, offset=0):
         self.shape, self.dtype = numbers.shape, dtype
-        stored = to_bits(numbers) if dtype == "bfloat16" else np.array(numbers, dtype)
+        stored = bits(numbers, dtype)
         self.memory = machine.Kept(0, stored.itemsize * (stored.size + offset))
         self.skipped = stored.itemsize * offset
         with machine.current(0):
@@ -38,15 +38,7 @@ class OnGpu:
         with machine.current(0):
             machine.copy_out(whole, self.memory.pointer, 0)
         stored = whole[self.skipped :].view(DTYPES[self.dtype][0]).reshape(self.shape)
-        if self.dtype == "bfloat16":
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(float)
-
-
-def to_bits(numbers):
-    """bfloat16, rounded to the nearest, as uint16."""
-    bits = np.array(numbers, np.float32).view(np.uint32)
-    return np.where(np.isnan(numbers), 0x7FFF, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return values(stored)
 
 
 def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False, offset=0):
@@ -75,3 +67,52 @@ def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False
     assert_within(given[role].numbers(), expected[role], allowed, message)
     for name in set(given) - {role}:
         assert given[name].numbers().tobytes() == before[name].tobytes(), f"{message}: {name} was changed"
+
+
+# The same for plans that a test has made, on arrays of the host.
+
+
+def check_plan(run, contraction, g, plan, numbers, bias=None, make=random_array):
+    """``run(plan, arrays)`` on NaN-poisoned results and rooms, and compare with the reference: integers are exact."""
+    summed = DTYPES[numbers.storage][1]
+    role = RESULT[contraction]
+    arrays = {name: rounded(make(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
+              for seed, name in enumerate("xwy")}  # fmt: skip
+    added = {} if bias is None else {"bias": rounded(bias, numbers.storage)}
+    expected, size = dict(arrays), magnitudes(arrays)
+    for given, more in ((expected, added), (size, magnitudes(added))):
+        given[role] = np.zeros_like(given[role])
+        getattr(reference, contraction)(g, **given, **more)
+    memory = {name: bits(array, numbers.storage) for name, array in (arrays | added).items()}
+    memory[role] = bits(np.full_like(arrays[role], np.nan), numbers.storage)
+    flat = {name: array.reshape(-1) for name, array in memory.items()}
+    for name, (count, dtype) in plan.rooms.items():
+        flat[name] = np.full(count, np.nan, dtype or summed)
+    run(plan, flat)
+    error = 0 if make is random_integers else registry.tolerance(g, contraction, summed) * size[role]
+    if numbers.precision:
+        error = error + TF32 * size[role]
+    error = error + ROUNDING.get(numbers.storage, 0) * np.abs(expected[role])
+    assert_within(values(memory[role]), expected[role], error, f"{contraction} of {g} in {numbers}")
+    return memory[role]
+
+
+def bits(array, dtype):
+    """`array` as it lies in memory; bfloat16, rounded to the nearest, is uint16."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    whole = array.astype(np.float32).view(np.uint32)
+    return np.where(np.isnan(array), 0x7FFF, (whole + 0x7FFF + (whole >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def values(memory):
+    """What lies in memory, in double precision."""
+    return ((memory.astype(np.uint32) << 16).view(np.float32) if memory.dtype == np.uint16 else memory).astype(float)
+
+
+def rounded(array, dtype):
+    return values(bits(array, dtype))
+
+
+def bias_of(contraction, g):
+    return None if contraction == "weight" else random_array((g.k if contraction == "forward" else g.c,), "float64", 3)

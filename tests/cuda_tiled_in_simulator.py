@@ -7,24 +7,21 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import assert_within, literal, magnitudes, random_array, random_integers
+from cuda_checks import RESULT, bias_of, check_plan
+from helpers import literal, random_array, random_integers
 
-from loopconv import geometry, reference, registry
+from loopconv import geometry, registry
 from loopconv.cases import CASES
 from loopconv.cuda import driver, intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
-from loopconv.cuda.stages import DTYPES
 from loopconv.cuda.tiles import CHIPS, Tile
 
-RESULT = {"forward": "y", "adjoint": "x", "weight": "w"}
 BY_NAME = {case.name: case.geometry for case in CASES}
 # A simulated thread takes 0.1 ms a slab, so blocks are single warps, and the rest of the table is for the small groups.
 SMALL = [name for name, g in BY_NAME.items() if 0 < g.macs < 2_500 and g.groups < 3]
 LEAST = Tile("fma", 16, 32, (1, 1), 4, 3, 1, 1.0)
 CONTRACTIONS = registry.CONTRACTIONS
 FLOAT32 = Numbers("float32")
-# TF32 keeps 10 bits of 23, of both factors.
-EPS = {"tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def plan_of(contraction, g, numbers, tile, has_bias=False):
@@ -40,28 +37,7 @@ def grouped_plan_of(contraction, g, numbers, has_bias=False, shape=(2, 16)):
 
 
 def check(contraction, g, plan, numbers=FLOAT32, bias=None, make=random_array):
-    """Run a plan on NaN-poisoned results and rooms, and compare with the reference: of integers, no sum is rounded."""
-    summed = DTYPES[numbers.storage][1]
-    role = RESULT[contraction]
-    arrays = {name: rounded(make(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
-              for seed, name in enumerate("xwy")}  # fmt: skip
-    added = {} if bias is None else {"bias": rounded(bias, numbers.storage)}
-    expected, size = dict(arrays), magnitudes(arrays)
-    for given, more in ((expected, added), (size, magnitudes(added))):
-        given[role] = np.zeros_like(given[role])
-        getattr(reference, contraction)(g, **given, **more)
-    memory = {name: bits(array, numbers.storage) for name, array in (arrays | added).items()}
-    memory[role] = bits(np.full_like(arrays[role], np.nan), numbers.storage)
-    flat = {name: array.reshape(-1) for name, array in memory.items()}
-    for name, (count, dtype) in plan.rooms.items():
-        flat[name] = np.full(count, np.nan, dtype or summed)
-    run(plan, flat)
-    error = 0 if make is random_integers else registry.tolerance(g, contraction, summed) * size[role]
-    if numbers.precision:
-        error = error + 2 * EPS["tf32"] * size[role]
-    error = error + EPS.get(numbers.storage, 0) * np.abs(expected[role])
-    assert_within(values(memory[role]), expected[role], error, f"{contraction} of {g} in {numbers}")
-    return memory[role]
+    return check_plan(run, contraction, g, plan, numbers, bias, make)
 
 
 def run(plan, flat):
@@ -71,27 +47,6 @@ def run(plan, flat):
         assert launch.numbers.dtype == np.int64
         kernel = cuda.jit(launch.make(*launch.constants))
         kernel[launch.grid, launch.block, 0, launch.shared](*(flat[name] for name in launch.arrays), launch.numbers)
-
-
-def bits(array, dtype):
-    """`array` as it lies in memory."""
-    if dtype != "bfloat16":
-        return array.astype(dtype)
-    whole = np.float32(array).view(np.uint32)
-    return np.where(np.isnan(array), 0x7FFF, (whole + 0x7FFF + (whole >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def values(memory):
-    """What lies in memory, in double precision."""
-    return ((memory.astype(np.uint32) << 16).view(np.float32) if memory.dtype == np.uint16 else memory).astype(float)
-
-
-def rounded(array, dtype):
-    return values(bits(array, dtype))
-
-
-def bias_of(contraction, g):
-    return None if contraction == "weight" else random_array((g.k if contraction == "forward" else g.c,), "float64", 3)
 
 
 # --------------------------------------------------------------------------------------- the kernels

@@ -1,6 +1,7 @@
 """The driver's side of the room cuda/ against a stand-in for NVIDIA's driver, which test_cuda.py builds and loads.
 
-Memory of its GPU is the host's, and launches are looked at here: which calls are made, with what, in which order.
+Memory of its GPU is the host's, and launches are looked at here: which calls are made, with what, in which order. In
+the last tests the kernels are run, by ptx_machine.py.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from threading import Barrier
 from types import ModuleType, SimpleNamespace
 
@@ -16,16 +18,22 @@ import numpy as np
 import pytest
 from cuda.core import Buffer
 from cuda.core.utils import StridedMemoryView
-from helpers import random_array
+from cuda_checks import TF32, check
+from helpers import assert_within, random_array
+from ptx_machine import Memory, compiled
 
 import loopconv
-from loopconv import registry
+from loopconv import geometry, registry
+from loopconv.cases import CASES
 from loopconv.cuda import driver, gpu
 from loopconv.cuda.foreign import Other
+from loopconv.cuda.stages import DTYPES
 
 LIBRARY = ctypes.CDLL("libcuda.so.1")
 LIBRARY.stand_in_calls.restype = ctypes.c_char_p
 LIBRARY.stand_in_live.restype = ctypes.c_long
+LIBRARY.stand_in_code.restype = ctypes.c_char_p
+LIBRARY.stand_in_memory.restype = ctypes.c_size_t
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, *[ctypes.c_uint] * 3, ctypes.c_void_p, ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))
 )
@@ -292,3 +300,57 @@ def test_the_bias_gradient(kernels, monkeypatch):
     assert type(result) is Foreign
     assert result.array.shape == (4,)
     assert [(grid, block, stream) for _, grid, block, _, stream in kernels] == [(4, 128, 7)]
+
+
+# ------------------------------------------------------------------------------------ with the kernels' work
+
+
+@pytest.fixture
+def at_work(kernels):
+    """Kernels that do what their PTX says, with the memory of the GPU that their arguments are in."""
+
+    def launched(name, grid, block, shared, stream, arguments):
+        kernel = compiled(LIBRARY.stand_in_code().decode())
+        addresses = [arguments[i][0] for i in range(len(kernel.translation.parameters))]
+        kernel.run_at(addresses, [memory_at(address) for address in addresses], grid, block, shared)
+        kernels.append((name.decode(), grid, block, shared, stream))
+
+    function = LAUNCHED(launched)
+    LIBRARY.stand_in_launched(function)
+    yield kernels
+    LIBRARY.stand_in_launched(LAUNCHED())
+
+
+def memory_at(address):
+    first = ctypes.c_uint64(address)
+    size = LIBRARY.stand_in_memory(ctypes.byref(first))
+    assert size
+    return Memory(first.value, size, True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "textbook"}, {"precision": "tf32"}], ids=str)
+def test_numpy_arrays_are_convolved(settings, at_work):
+    sizes = {"padding": 1, "stride": (2, 1)}
+    g, y = geometry.conv(X.shape, W.shape, **sizes), loopconv.conv(X, W, BIAS, **sizes)
+    for contraction, function, arrays in (
+        ("forward", loopconv.conv, (X, W, BIAS)),
+        ("adjoint", loopconv.conv_transpose, (y, W, BIAS[:3])),
+        ("adjoint", loopconv.conv_input_grad, (y, W, X.shape)),
+        ("weight", loopconv.conv_weight_grad, (y, X, W.shape)),
+    ):
+        at_work.clear()
+        got = function(*arrays, **sizes, **settings, backend="cuda")
+        assert at_work
+        expected = function(*(a.astype(float) if isinstance(a, np.ndarray) else a for a in arrays), **sizes)
+        size = function(*(np.abs(a) if isinstance(a, np.ndarray) else a for a in arrays), **sizes)
+        allowed = TF32 if "precision" in settings else registry.tolerance(g, contraction, np.dtype(np.float32))
+        assert_within(got, expected, allowed * size, function.__name__)
+
+
+@pytest.mark.parametrize("contraction", registry.CONTRACTIONS)
+@pytest.mark.parametrize("name", ["3d-all", "t-groups", "t-depthwise"])
+def test_arrays_of_a_gpu_are_convolved(name, contraction, at_work):
+    (g,) = (case.geometry for case in CASES if case.name == name)
+    for dtype, algorithm, offset in product(DTYPES, driver.algorithms(contraction, g), (0, 1)):
+        if algorithm != "scatter" or dtype in driver.ATOMIC:
+            check(contraction, g, dtype, algorithm, None, contraction != "weight", offset)

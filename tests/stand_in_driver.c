@@ -1,5 +1,5 @@
 /* A stand-in for NVIDIA's driver library: memory of its GPU is the host's, and each launch is passed to a function of
-   the test. It keeps a list of the calls and counts what is allocated. Built and used by test_cuda_driver.py. */
+   the test. It keeps a list of the calls and what is allocated. Built and used by test_cuda.py. */
 
 #include <dlfcn.h>
 #include <stddef.h>
@@ -16,14 +16,22 @@ static long live;
 static Status next_status;
 static Launched launched;
 static void *current;
-static char names[256][256];
-static int kernels;
+static struct { char name[256]; char *code; } known[256];
+static int kernels, running;
+static struct { Address from; size_t size; } memory[4096]; /* of which those of no size are free */
 
 void stand_in_launched(Launched function) { launched = function; }
 const char *stand_in_calls(void) { return calls; }
 void stand_in_forget(void) { calls[0] = 0; }
 long stand_in_live(void) { return live; }
 void stand_in_fail(Status status) { next_status = status; }
+/* The PTX of the kernel that is launched, and the bytes of the allocation that an address is in, and where it begins. */
+const char *stand_in_code(void) { return known[running].code; }
+size_t stand_in_memory(Address *address) {
+    for (int i = 0; i < 4096; i++)
+        if (*address - memory[i].from < memory[i].size) { *address = memory[i].from; return memory[i].size; }
+    return 0;
+}
 
 #define NOTE(...) do { size_t n = strlen(calls); snprintf(calls + n, sizeof calls - n, __VA_ARGS__); } while (0)
 #define FAIL do { if (next_status) { Status s = next_status; next_status = 0; return s; } } while (0)
@@ -61,10 +69,18 @@ static Status reserve(Address *pointer, size_t size) {
     FAIL;
     *pointer = (Address)(size_t)aligned_alloc(256, (size + 255) / 256 * 256);
     memset((void *)(size_t)*pointer, 0xff, size);
+    for (int i = 0; i < 4096; i++)
+        if (!memory[i].size) { memory[i].from = *pointer, memory[i].size = size; break; }
     live += 1;
     return 0;
 }
-static Status release(Address pointer) { free((void *)(size_t)pointer); live -= 1; return 0; }
+static Status release(Address pointer) {
+    for (int i = 0; i < 4096; i++)
+        if (memory[i].from == pointer) memory[i].size = 0;
+    free((void *)(size_t)pointer);
+    live -= 1;
+    return 0;
+}
 
 Status cuMemAlloc_v2(Address *pointer, size_t size) { NOTE("alloc %zu\n", size); return reserve(pointer, size); }
 Status cuMemFree_v2(Address pointer) { NOTE("free\n"); return release(pointer); }
@@ -103,12 +119,12 @@ Status cuEventDestroy_v2(void *event) { return event ? 0 : 1; }
 Status cuLibraryLoadData(void **library, const void *code, void *o, void **v, unsigned n, void *p, void **w, unsigned m) {
     (void)o, (void)v, (void)p, (void)w;
     FAIL;
-    *library = (void *)code;
+    *library = strdup(code); /* for as long as the process lives, as its kernels are */
     return strstr(code, ".entry") && !n && !m ? 0 : 218; /* invalid PTX */
 }
 Status cuLibraryGetKernel(void **kernel, void *library, const char *name) {
-    (void)library;
-    snprintf(names[kernels], sizeof names[0], "%s", name);
+    snprintf(known[kernels].name, sizeof known[0].name, "%s", name);
+    known[kernels].code = library;
     *kernel = (void *)(size_t)(0x3000 + kernels++);
     return 0;
 }
@@ -122,7 +138,8 @@ Status cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, uns
     FAIL;
     if (gy * gz * by * bz != 1 || extra) return 1;
     NOTE("launch on %lu\n", (size_t)stream);
-    if (launched) launched(names[(size_t)function - 0x3000], gx, bx, shared, stream, arguments);
+    running = (int)((size_t)function - 0x3000);
+    if (launched) launched(known[running].name, gx, bx, shared, stream, arguments);
     return 0;
 }
 
