@@ -238,3 +238,12 @@ def test_banks_of_shared_memory(contraction, numbers, tile):
     assert read <= (1.5 if numbers.table == "float64" else 1)
     # of one pixel after the other of y and x, a warp writes 16 rows of a slab, 4 or 8 banks from each other
     assert written <= (1.5 if contraction == "forward" else 4 if numbers.precision else 2)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_banks_of_winograd(contraction):
+    """Patches that are put, factors that are read and sums on their way out: no two lanes meet in a bank."""
+    g = geometry.conv((1, 32, 16, 16), (64, 32, 3, 3), padding=1)
+    lines = [line for line in costs(contraction, g, FLOAT32, WINOGRAD) if line.shared and ".f32" in line.code]
+    assert len(lines) > 100
+    assert all(line.parts == line.least for line in lines)
