@@ -192,7 +192,8 @@ def conv(
         'indirect' channels; 'depthwise' is for groups of one channel. The other two, F(2x2, RxS) and F(4x4, RxS), are
         for a stride or a dilation, where the kernel divided by the stride, rounded up, has 2 or 3 taps on one or both
         of the last two axes and 1 on the other; 'winograd4' is for 3 or 1, and never chosen by default, as its rounding
-        error is about ten times that of the others.
+        error is about ten times that of the others. The backend 'cuda' has 'tiled'; 'winograd2' for 3x3 taps without
+        stride or dilation, not in float64; and 'textbook'.
     precision : {'tf32'}, optional
         Of the products on the backend 'cuda', for float32: 'tf32' rounds their factors to 10 bits, as tensor cores do.
 

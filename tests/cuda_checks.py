@@ -1,7 +1,7 @@
 """What the tests in the simulator and on a GPU share: arrays of a GPU, and the comparison with the reference."""
 
 import numpy as np
-from helpers import assert_within, magnitudes, random_array
+from helpers import assert_within, magnitudes, random_array, random_integers
 
 from loopconv import reference, registry
 from loopconv.cuda.foreign import DeviceArray, Other
@@ -42,11 +42,16 @@ class OnGpu:
 
 
 def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False, offset=0):
-    """Run one kernel on arrays of `dtype`, a key of DTYPES, that begin `offset` elements after an aligned address."""
+    """Run one kernel on arrays of `dtype`, a key of DTYPES, that begin `offset` elements after an aligned address.
+
+    Winograd's rounding error is relative to 2 x 2 results together; of integers, its halves and quarters are exact.
+    """
     shapes = {name: getattr(g, f"{name}_shape") for name in "xwy"}
     if with_bias:
         shapes["bias"] = (g.k if contraction == "forward" else g.c,)
-    drawn = {name: random_array(shape, "float64", seed) for seed, (name, shape) in enumerate(shapes.items())}
+    is_exact = algorithm == "winograd2"
+    make = random_integers if is_exact else random_array
+    drawn = {name: make(shape, "float64", seed) for seed, (name, shape) in enumerate(shapes.items())}
     role = RESULT[contraction]
     drawn[role].fill(np.nan)
     given = {name: OnGpu(array, dtype, offset) for name, array in drawn.items()}
@@ -56,7 +61,7 @@ def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False
         getattr(reference, contraction)(g, **arrays)
     run = registry.select(contraction, "cuda", g, dtype, algorithm, precision)
     run(g, **{name: array.array for name, array in given.items()})
-    allowed = TF32 if precision == "tf32" else registry.tolerance(g, contraction, DTYPES[dtype][1])
+    allowed = TF32 if precision == "tf32" else 0 if is_exact else registry.tolerance(g, contraction, DTYPES[dtype][1])
     allowed = allowed * size[role] + ROUNDING.get(dtype, 0) * np.abs(expected[role])
     message = f"{contraction} {algorithm} {precision} {dtype} {offset}"
     assert_within(given[role].numbers(), expected[role], allowed, message)
@@ -67,11 +72,11 @@ def check(contraction, g, dtype, algorithm=None, precision=None, with_bias=False
 # The same for plans that a test has made, on arrays of the host.
 
 
-def check_plan(run, contraction, g, plan, numbers, bias=None):
-    """``run(plan, arrays)`` on NaN-poisoned results and rooms, and compare with the reference."""
+def check_plan(run, contraction, g, plan, numbers, bias=None, make=random_array):
+    """``run(plan, arrays)`` on NaN-poisoned results and rooms, and compare with the reference: integers are exact."""
     summed = DTYPES[numbers.storage][1]
     role = RESULT[contraction]
-    arrays = {name: rounded(random_array(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
+    arrays = {name: rounded(make(getattr(g, f"{name}_shape"), "float64", seed), numbers.storage)
               for seed, name in enumerate("xwy")}  # fmt: skip
     added = {} if bias is None else {"bias": rounded(bias, numbers.storage)}
     expected, size = dict(arrays), magnitudes(arrays)
@@ -85,7 +90,7 @@ def check_plan(run, contraction, g, plan, numbers, bias=None):
         dtype = np.dtype(dtype or summed)
         flat[name] = np.full(count * dtype.itemsize, 0xFF, np.uint8).view(dtype)  # NaN in every dtype
     run(plan, flat)
-    error = registry.tolerance(g, contraction, summed) * size[role]
+    error = 0 if make is random_integers else registry.tolerance(g, contraction, summed) * size[role]
     if numbers.precision:
         error = error + TF32 * size[role]
     error = error + ROUNDING.get(numbers.storage, 0) * np.abs(expected[role])

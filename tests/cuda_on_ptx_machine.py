@@ -13,10 +13,10 @@ from helpers import random_array
 from ptx_machine import PtxError, compiled
 
 from loopconv import geometry, registry
-from loopconv.cuda import assembled, build, driver, plans, textbook
+from loopconv.cuda import assembled, build, driver, plans, textbook, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.stages import DTYPES
-from loopconv.cuda.tiles import TILES, WEIGHT_TILES
+from loopconv.cuda.tiles import TILES, WEIGHT_TILES, WINOGRAD
 
 CAPABILITY = (9, 0)
 CONTRACTIONS = registry.CONTRACTIONS
@@ -64,6 +64,8 @@ def plan_of(contraction, g, numbers, tile=None):
     has_bias = contraction != "weight"
     if tile is None:
         return plans.plan(contraction, g, numbers, CAPABILITY, has_bias)
+    if tile is WINOGRAD:
+        return winograd.plan(contraction, g, numbers, CAPABILITY, has_bias)
     return plans.tile_plan(contraction, g, numbers, CAPABILITY, has_bias, tile)
 
 
@@ -112,6 +114,13 @@ def on_tensor_cores(x_shape, w_shape, numbers=TENSOR_CORES, contractions=CONTRAC
             yield contraction, geometry.conv(x_shape, w_shape, **settings), each, None
 
 
+def of_winograd(x_shape, w_shape, storages=("float32",), **settings):
+    """(contraction, geometry, numbers, tile) of Winograd's kernels; the tile says no more than that."""
+    for contraction in CONTRACTIONS:
+        for storage in storages:
+            yield contraction, geometry.conv(x_shape, w_shape, **settings), Numbers(storage, aligned=False), WINOGRAD
+
+
 CASES = [
     *tiles(),
     *of_widest((2, 3, 4, 5, 9), (130, 3, 3, 3, 3), CONTRACTIONS[:2], padding=1, stride=(1, 2, 1)),
@@ -141,6 +150,10 @@ CASES = [
     *of_chosen((2, 8, 13, 11), (8, 4, 3, 3), storages=DTYPES, groups=2, padding=1),
     *of_chosen((3, 2, 27, 29), (4, 1, 3, 3), groups=2, stride=(1, 2), padding=1),
     *of_chosen((3, 2, 27, 29), (2, 1, 1, 1), ("weight",), groups=2),
+    # Winograd's, past the ends of blocks and slabs, and in several parts
+    *of_winograd((2, 33, 9, 13), (66, 33, 3, 3), winograd.STORED, padding=1),
+    *of_winograd((2, 16, 5, 8, 9), (20, 8, 3, 3, 3), padding=((1, 1), (2, 0), (1, 2)), dilation=(2, 1, 1), groups=2),
+    *of_winograd((3, 10, 31, 30), (9, 10, 3, 3), padding=1),
 ]  # fmt: skip
 
 
@@ -173,7 +186,7 @@ TEXTBOOK = [
 def test_textbook_kernels(g, storage):
     for contraction, algorithms in driver.TEXTBOOK.items():
         for algorithm, plan in algorithms.items():
-            if algorithm != "scatter" or storage in driver.ATOMIC:
+            if storage in driver.ONLY.get(algorithm, DTYPES):
                 check(contraction, g, plan(g), Numbers(storage), bias_of(contraction, g))
 
 
@@ -245,3 +258,12 @@ def test_banks_of_shared_memory(contraction, numbers, tile):
     assert read == 1
     # of 16 rows, packed weights of four steps lie in some of the same banks; of doubles, those of every fourth pixel
     assert written <= (2 if (contraction, numbers.compute) == ("weight", "float64") else 1 if rows > 16 else 1.125)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_banks_of_winograd(contraction):
+    """Patches that are put, factors that are read and sums on their way out: no two lanes meet in a bank."""
+    g = geometry.conv((1, 32, 16, 16), (64, 32, 3, 3), padding=1)
+    lines = [line for line in costs(contraction, g, FLOAT32, WINOGRAD) if line.shared and ".f32" in line.code]
+    assert len(lines) > 100
+    assert all(line.parts == line.least for line in lines)

@@ -3,16 +3,18 @@
 NUMBA_ENABLE_CUDASIM=1 pytest tests/cuda_tiled_in_simulator.py
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
-from cuda_checks import bias_of, check_plan
-from helpers import random_array
+from cuda_checks import RESULT, bias_of, check_plan
+from helpers import literal, random_array, random_integers
 
 from loopconv import geometry, registry
 from loopconv.cases import CASES
-from loopconv.cuda import intrinsics, plans, tiled
+from loopconv.cuda import driver, intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
-from loopconv.cuda.tiles import Tile
+from loopconv.cuda.tiles import CHIPS, Tile
 
 BY_NAME = {case.name: case.geometry for case in CASES}
 # A simulated thread takes 0.1 ms a slab, so blocks are single warps, and the rest of the table is for the small groups.
@@ -33,8 +35,8 @@ def grouped_plan_of(contraction, g, numbers, has_bias=False, shape=(2, 16)):
     return plans.grouped_sum_plan(g, contraction, numbers, CAPABILITY, has_bias, shape=shape)
 
 
-def check(contraction, g, plan, numbers=FLOAT32, bias=None):
-    return check_plan(run, contraction, g, plan, numbers, bias)
+def check(contraction, g, plan, numbers=FLOAT32, bias=None, make=random_array):
+    return check_plan(run, contraction, g, plan, numbers, bias, make)
 
 
 def run(plan, flat):
@@ -175,6 +177,115 @@ def test_nan_reaches_only_the_sums_it_is_in():
     assert np.array_equal(np.isnan(arrays["y"][0]), np.broadcast_to(hit, (3, 5, 5)))
 
 
+# ------------------------------------------------------------------------------------------- Winograd
+
+# Two warps, each with 8 of the 16 numbers.
+LEAST_BLOCK = Tile(32, 16, (1, 1), 4, 2, 1, 1.0)
+# Around 16 tiles, 32 rows and slabs of 4 channels; odd numbers of pixels, and one; what padding, cropping, groups,
+# slices and batches do to the patches.
+STENCILS = [
+    ((1, 3, 8, 8), (31, 3, 3, 3), {"padding": 1}),
+    ((1, 4, 9, 5), (32, 4, 3, 3), {"padding": 1}),
+    ((1, 33, 2, 33), (5, 33, 3, 3), {"padding": 1}),
+    ((1, 1, 3, 3), (1, 1, 3, 3), {}),
+    ((5, 2, 3, 4), (3, 2, 3, 3), {"padding": (1, 0)}),
+    ((2, 6, 7, 9), (4, 3, 3, 3), {"padding": ((2, 0), (-1, 3)), "groups": 2}),
+    ((1, 2, 2, 1), (2, 2, 3, 3), {"padding": 4}),
+    ((2, 5, 4, 5, 5), (3, 5, 3, 3, 3), {"padding": 1, "dilation": (2, 1, 1)}),
+    ((1, 2, 3, 4, 3), (2, 2, 2, 3, 3), {"padding": ((2, 1), (1, 1), (0, 0))}),
+]
+
+
+def winograd_plan(contraction, g, numbers=FLOAT32, bias=None, tile=LEAST_BLOCK):
+    if contraction == "weight":
+        return winograd.weight_plan(g, numbers, tile=tile)
+    return winograd.sum_plan(g, contraction, numbers, bias is not None, tile)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "settings"), STENCILS)
+def test_winograd_of_stencils(x_shape, w_shape, settings):
+    g = geometry.conv(x_shape, w_shape, **settings)
+    for contraction in ("forward", "adjoint"):
+        bias = random_integers((g.k if contraction == "forward" else g.c,), "float64", 3)
+        check(contraction, g, winograd_plan(contraction, g, bias=bias), bias=bias, make=random_integers)
+    check("weight", g, winograd_plan("weight", g), make=random_integers)
+
+
+@pytest.mark.parametrize("storage", winograd.STORED)
+def test_winograd_rounds_as_direct_sums_do(storage):
+    """Over enough channels; see `is_winograd_exact`."""
+    g, numbers = geometry.conv((1, 9, 5, 6), (9, 9, 3, 3), padding=1), Numbers(storage)
+    for contraction in CONTRACTIONS:
+        check(contraction, g, winograd_plan(contraction, g, numbers), numbers)
+
+
+def test_winograd_as_it_is_on_the_device():
+    """Past the ends of blocks of 32 tiles, 64 rows and slabs of 8 channels, or of 8 tiles."""
+    g = geometry.conv((1, 9, 9, 13), (65, 9, 3, 3), padding=1)
+    check("forward", g, winograd_plan("forward", g, tile=winograd.WINOGRAD), make=random_integers)
+    g = geometry.conv((1, 33, 5, 7), (65, 33, 3, 3), padding=1)
+    check("weight", g, winograd_plan("weight", g, tile=winograd.WINOGRAD_WEIGHT), make=random_integers)
+
+
+def test_winograds_weight_gradient_in_parts(monkeypatch):
+    """In order, and over more slabs than are looked up at once."""
+    monkeypatch.setattr(winograd, "splits_of", lambda *_: 2)
+    g = geometry.conv((2, 3, 18, 20), (5, 3, 3, 3))
+    plan = winograd_plan("weight", g)
+    assert plan.launches[-1].make is tiled.make_add_up
+    parts = plan.launches[0].numbers[winograd.SPLITS]
+    assert plan.launches[0].numbers[winograd.SLABS] // parts > 16
+    assert np.array_equal(check("weight", g, plan), check("weight", g, plan))
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_winograd_has_nan_and_inf_where_the_sum_has_them(contraction):
+    g, role = geometry.conv((1, 2, 5, 6), (3, 2, 3, 3), padding=((1, 0), (0, 1))), RESULT[contraction]
+    for name in {"x", "y", "w"} - {role}:
+        for value, at in ((np.nan, -1), (np.inf, 0), (-np.inf, 14)):
+            arrays = {n: random_integers(getattr(g, f"{n}_shape"), "float32", i) for i, n in enumerate("xwy")}
+            arrays[name].reshape(-1)[at] = value
+            expected = literal(contraction, g, **arrays).astype("float32")
+            plan = winograd_plan(contraction, g)
+            rooms = {room: np.full(count, np.nan, "float32") for room, (count, _) in plan.rooms.items()}
+            arrays[role].fill(np.nan)
+            run(plan, {n: array.reshape(-1) for n, array in arrays.items()} | rooms)
+            assert not np.isfinite(expected).all()
+            assert np.array_equal(arrays[role], expected, equal_nan=True), f"{value} in {name}"
+
+
+STENCIL = geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
+CHOICES = {
+    "batch": (STENCIL, "winograd2"),
+    "volume": (geometry.conv((8, 32, 32, 32, 32), (32, 32, 3, 3, 3), padding=1), "winograd2"),
+    "few blocks": (geometry.conv((1, 64, 14, 14), (64, 64, 3, 3)), "tiled"),
+    "few channels": (geometry.conv((32, 4, 56, 56), (4, 4, 3, 3), padding=1), "tiled"),
+    "small groups": (geometry.conv((32, 64, 56, 56), (64, 4, 3, 3), padding=1, groups=16), "tiled"),
+    "stride": (geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2), "tiled"),
+    "dilation": (geometry.conv((32, 64, 56, 56), (64, 64, 3, 3), padding=2, dilation=2), "tiled"),
+    "1-D": (geometry.conv((32, 64, 5600), (64, 64, 3)), "tiled"),
+}
+
+
+@pytest.mark.parametrize(("g", "expected"), CHOICES.values(), ids=CHOICES)
+def test_where_winograd_is_chosen(g, expected):
+    """In float32, where blocks fill the chip; and not where factors are rounded, which tensor cores are for."""
+    for contraction, capability in product(CONTRACTIONS, CHIPS):
+        names = driver.algorithms(contraction, g)
+        for dtype, precision in (("float32", None), ("float32", "tf32"), ("float64", None), ("bfloat16", None)):
+            settings = driver.Settings(contraction, g, dtype, None, precision, False)
+            chosen = driver.preferred(settings, capability)
+            assert chosen == (expected if (dtype, precision) == ("float32", None) else "tiled")
+            assert chosen in names
+            plan = driver.plan_of(settings, True, capability)
+            assert (plan.launches[0].make.__module__ == winograd.__name__) == (chosen == "winograd2")
+    padded = geometry.conv((32, 64, 56, 1), (64, 64, 3, 3), padding=7)  # of which most taps see nothing
+    assert driver.preferred(driver.Settings("weight", padded, "float32", None, None, False), (9, 0)) == "tiled"
+    with pytest.raises(ValueError, match=r"^algorithm must not be 'winograd2' in float64: it is for float32, float"):
+        driver.plan_of(driver.Settings("forward", STENCIL, "float64", "winograd2", None, False), True, (9, 0))
+
+
 # ------------------------------------------------------------------------------------------- intrinsics
 
 
@@ -195,6 +306,16 @@ def test_rounding_to_tf32():
     assert np.isnan(
         intrinsics.rounded(np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32))[:2]
     ).all()
+
+
+def test_lanes_that_read_the_same_are_beside_each_other():
+    """As NVIDIA's engineers say where 128 bits take two turns: https://forums.developer.nvidia.com/t/77228/2."""
+    place = intrinsics.make_place(1, 16, 32)
+    spots = [place(lane) for lane in range(32)]
+    assert len({(row, column) for _, row, column, _, _ in spots}) == 32
+    for lane, (_, row, column, _, _) in enumerate(spots):
+        assert row == spots[lane ^ 1][1]
+        assert column == spots[lane ^ 2][2]
 
 
 def test_no_two_lanes_meet_in_a_bank():

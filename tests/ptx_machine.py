@@ -21,11 +21,11 @@ RUNTIME = Path(__file__).with_name("ptx_runtime.h")
 # Contractions of a * b + c are another number; signed numbers go around; bits are read as numbers of another type.
 FLAGS = ("-O1", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-shared", "-fPIC", "-w")
 
-# What an instruction puts into its first operand, of the others: {a}, {b}, {c} and {d}, as numbers of the type {t} that its
-# name ends with. An entry is for a whole name, for one without the type but its letter, or for one without the type.
+# What an instruction puts into its first operand, of the others: {a}, {b}, {c} and {d}, as numbers of the type {t} that
+# its name ends with. An entry is for a whole name, or for one without the type, or without all of it but its letter.
 OPERATIONS = {
     "add": "{a} + {b}", "add.rn": "{a} + {b}", "sub": "{a} - {b}", "sub.rn": "{a} - {b}", "neg": "-{a}", "mov": "{a}",
-    "mul.f": "{a} * {b}", "mul.rn.f": "{a} * {b}",
+    "abs.f32": "fabsf({a})", "mul.f": "{a} * {b}", "mul.rn.f": "{a} * {b}",
     "bfi.b": "{b} & ~((~0ull >> (64 - {d_u32})) << {c_u32}) | ({a} & ~0ull >> (64 - {d_u32})) << {c_u32}",
     "fma.rn.f32": "fmaf({a}, {b}, {c})", "fma.rn.f64": "fma({a}, {b}, {c})",
     "mul.lo": "{a} * {b}", "mul.wide": "({wide}){a} * {b}", "mad.lo": "{a} * {b} + {c}",
@@ -39,6 +39,7 @@ OPERATIONS = {
     **dict.fromkeys(("max.s", "max.u"), "{a} > {b} ? {a} : {b}"),
     "selp": "{c_pred} ? {a} : {b}",
     "cvta.to.global": "{a}", "prmt.b32": "permuted({a}, {b}, {c})", "bfe.u32": "field({a}, {b}, {c})",
+    "bfi.b32": "with_field({a}, {b}, {c}, {d})",
 }  # fmt: skip
 CONVERSIONS = {
     "f64.f32": "{a}", "rn.f32.f64": "{a}", "f32.f16": "from_f16({a})", "f32.bf16": "from_bf16({a})",
@@ -89,6 +90,8 @@ class Translation:
             code = line.partition("//")[0].strip()
             if code == "}":
                 break
+            if within := re.fullmatch(r"\{(.+)\};?", code):  # what has a register of its own: %p0 is nobody else's
+                code = within[1]
             for statement in filter(None, map(str.strip, code.split(";"))):
                 self.line = n
                 try:
@@ -126,7 +129,8 @@ class Translation:
         """The C of a label, a declaration or an instruction."""
         if code.startswith(".reg"):
             kind, prefix, count = re.fullmatch(r"\.reg\s+\.(\w+)\s+%(\w+)<(\d+)>", code).groups()
-            self.registers[prefix] = 1 if kind == "pred" else int(kind[1:]), int(count)
+            _, before = self.registers.get(prefix, (0, 0))
+            self.registers[prefix] = 1 if kind == "pred" else int(kind[1:]), max(int(count), before)
             return ""
         if code.startswith(".pragma"):
             return ""

@@ -297,6 +297,12 @@ static uint32_t field(uint32_t value, uint32_t first, uint32_t bits) {
     return first > 31 ? 0 : value >> first & (uint32_t)((1ull << (bits < 32 ? bits : 32)) - 1);
 }
 
+static uint32_t with_field(uint32_t part, uint32_t value, uint32_t first, uint32_t bits) {
+    uint32_t mask = field(~0u, 0, bits);
+    first &= 255;
+    return first > 31 ? value : (value & ~(mask << first)) | (part & mask) << first;
+}
+
 #define DIVISION(name, type, least) \
     static type name(type a, type b, int is_rest, int line) { \
         if (!b) FAIL(line, "division by zero"); \

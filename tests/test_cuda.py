@@ -88,7 +88,7 @@ def ways(contraction, g, dtype):
 
     for algorithm in driver.algorithms(contraction, g):
         precisions = driver.precisions(contraction, g, dtype) if algorithm == "tiled" else ()
-        if algorithm != "scatter" or dtype in driver.ATOMIC:
+        if dtype in driver.ONLY.get(algorithm, DTYPES):
             for precision, has_bias, aligned in product((None, *precisions), (False, True), (False, True)):
                 yield driver.Settings(contraction, g, dtype, algorithm, precision, has_bias), aligned
 
@@ -346,6 +346,10 @@ def test_tuned_kernels_on_larger_arrays(g, contraction):
     for dtype in DTYPES:
         check(contraction, g, dtype)
     check(contraction, g, "float32", precision="tf32")
+    from loopconv.cuda import driver
+
+    if "winograd2" in driver.algorithms(contraction, g):
+        check(contraction, g, "float32", "winograd2")
 
 
 @gpu_test

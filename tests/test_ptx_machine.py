@@ -211,6 +211,9 @@ def test_parts_of_words():
         ("prmt.b32 %r6, %r4, %r5, 34440", lambda a, b: (a >> 7 & 1) * 0xFF00FFFF | b & 0xFF0000),  # 0x8688
         ("bfe.u32 %r6, %r4, 16, 8", lambda a, b: a >> 16 & 0xFF),
         ("bfe.u32 %r6, %r4, 8, 32", lambda a, b: a >> 8),
+        ("bfi.b32 %r6, %r4, %r5, 12, 5", lambda a, b: b & ~0x1F000 | (a & 0x1F) << 12),
+        ("{.reg .pred %p<1>;setp.lt.u32 %p0, %r4, %r5;selp.b32 %r6, 5, 7, %p0;}", lambda a, b: 5 if a < b else 7),
+        ("mov.b32 %f1, %r4; abs.f32 %f2, %f1; mov.b32 %r6, %f2", lambda a, b: a & 0x7FFFFFFF),
     ):
         got = of_pairs(code + "; cvt.u64.u32 %rd12, %r6")
         for a, b, number in zip(WORDS.tolist(), WORDS[1:].tolist(), got.tolist()):

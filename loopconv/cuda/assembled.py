@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from loopconv import geometry
-from loopconv.cuda import build, plans
+from loopconv.cuda import build, plans, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.tiles import TILES, WEIGHT_TILES
 
@@ -48,6 +48,9 @@ def kernels(capability):
         for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
             add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)
         add(f"weight {storage} depthwise", plans.plan("weight", DEPTHWISE, Numbers(storage), capability), storage)
+    for name, contraction, position in (("weights", "forward", 0), ("sum", "forward", 1), ("weight", "weight", 0)):
+        plan = winograd.plan(contraction, GENERAL, Numbers("float32"), capability)
+        add(f"winograd {name}", plan, "float32", position)
     whole = plans.sum_plan(
         geometry.conv((1, 512, 7, 7), (512, 512, 3, 3)), "forward", Numbers("float32"), capability, False
     )

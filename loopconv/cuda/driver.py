@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-from loopconv.cuda import plans, textbook
+from loopconv.cuda import plans, textbook, winograd
 from loopconv.cuda.foreign import DeviceArray
 from loopconv.cuda.machine import machine
 from loopconv.cuda.stages import DTYPES, room_bytes
@@ -19,8 +19,8 @@ TEXTBOOK = {
     "weight": {"textbook": textbook.weight_plan},
 }
 
-# What atomic additions are for.
-ATOMIC = ("float32", "float64")
+# What is not for every dtype: atomic additions, and tiles that take all registers in float32.
+ONLY = {"scatter": ("float32", "float64"), "winograd2": winograd.STORED}
 
 
 class Settings(NamedTuple):
@@ -60,13 +60,29 @@ def _contract(contraction, geometry, arrays, result, bias, algorithm, precision)
 
 
 def algorithms(contraction, geometry):
-    """The names that `algorithm=` may have for a call, the one that is chosen without it first."""
-    return ("tiled",) * is_tiled(geometry) + tuple(TEXTBOOK[contraction])
+    """The names that `algorithm=` may have for a call; without it is taken what is `preferred`."""
+    fitting = {"tiled": is_tiled(geometry), "winograd2": is_winograd(geometry)}
+    return (*(name for name, fits in fitting.items() if fits), *TEXTBOOK[contraction])
 
 
 def is_tiled(geometry):
     """Whether there are products to add up, and as many pixels as the tiled kernels can count."""
     return geometry.macs > 0 and 0 not in geometry.input and plans.is_in_reach(geometry)
+
+
+def is_winograd(geometry):
+    """Whether the tuned kernels can count its pixels, and F(2x2, 3x3) takes it."""
+    return is_tiled(geometry) and winograd.is_winograd(geometry)
+
+
+def preferred(settings, capability):
+    """The algorithm that is chosen for a call that names none."""
+    contraction, geometry, dtype, _, precision, _ = settings
+    if dtype == "float32" and precision is None and is_winograd(geometry):
+        is_chosen = winograd.is_exact(geometry, contraction) and winograd.is_faster(geometry, contraction, capability)
+    else:
+        is_chosen = False
+    return "winograd2" if is_chosen else algorithms(contraction, geometry)[0]
 
 
 def precisions(contraction, geometry, dtype):
@@ -77,14 +93,15 @@ def precisions(contraction, geometry, dtype):
 def plan_of(settings, aligned, capability):
     """The plan of a call, for arrays that begin at multiples of 16 bytes or not."""
     contraction, geometry, dtype, algorithm, precision, has_bias = settings
-    algorithm = algorithm or algorithms(contraction, geometry)[0]
-    if algorithm == "scatter" and dtype not in ATOMIC:
-        raise ValueError(f"algorithm must not be 'scatter' in {dtype}: atomic additions are of {' and '.join(ATOMIC)}")
-    if algorithm != "tiled":
-        if precision is not None:
-            raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
+    algorithm = algorithm or preferred(settings, capability)
+    if dtype not in ONLY.get(algorithm, DTYPES):
+        raise ValueError(f"algorithm must not be {algorithm!r} in {dtype}: it is for {', '.join(ONLY[algorithm])}")
+    if algorithm != "tiled" and precision is not None:
+        raise ValueError(f"precision must be None with algorithm={algorithm!r}, got {precision!r}")
+    if algorithm in TEXTBOOK[contraction]:
         return TEXTBOOK[contraction][algorithm](geometry)
-    return plans.plan(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
+    make = winograd.plan if algorithm == "winograd2" else plans.plan
+    return make(contraction, geometry, plans.Numbers(dtype, precision, aligned), capability, has_bias)
 
 
 @lru_cache(maxsize=1024)

@@ -15,35 +15,22 @@ are float32. There are three ways from shared memory to fragments, each a pair (
 
 Of float64 it multiplies 8 rows by 8 columns over 4 steps, rounding as `fma` does:
 
-* "singles": steps as they are in `tiled`. A lane loads one number of each fragment, where a product of its own would take
-  12 for 32 multiply-adds, more than shared memory hands out meanwhile.
+* "singles": steps as they are in `tiled`. A lane loads one number of each fragment: outer products of its own, of 8 by
+  4 numbers, would take 12 for 32 multiply-adds, more than shared memory hands out meanwhile.
 
 What a lane holds of a tile is a tuple, row after row, as in `intrinsics`, whose `begin` and `finish` serve here too.
 """
 
 import numpy as np
+from numba.cuda import types
 
-from loopconv.cuda.intrinsics import (
-    QUAD,
-    SHARED,
-    SIMULATED,
-    WIDE,
-    _address,
-    _assemble,
-    _data,
-    _element,
-    make_begin,
-    make_finish,
-    paired,
-    placed,
-)
+from loopconv.cuda import emit
+from loopconv.cuda.emit import F32, F64, I32, QUAD, SHARED, WIDE
+from loopconv.cuda.intrinsics import SIMULATED, make_begin, make_finish, paired, placed
 
 if not SIMULATED:
     from llvmlite import ir
     from numba.core import cgutils
-    from numba.cuda import types
-
-    I32, F32, F64 = ir.IntType(32), ir.FloatType(), ir.DoubleType()
 
 # The instruction of each dtype in shared memory: float32 is rounded to TF32 there, and uint16 is bfloat16.
 MMA = {
@@ -153,9 +140,9 @@ def make_multiply(way, dtype, rows, columns, quads, depth, pitches):
     @paired(make_twin(way, dtype, rows, columns, depth, pitches))
     def multiply(typing, tile, shared, a, b, lane):
         def codegen(context, builder, signature, values):
-            parts, element = list(cgutils.unpack_tuple(builder, values[0])), _element(shared.dtype)
-            data = _data(context, builder, shared, values[1])
-            data = _address(builder, data, I32(0), element, element, SHARED)
+            parts, element = list(cgutils.unpack_tuple(builder, values[0])), emit.element_of(shared.dtype)
+            data = emit.data_of(context, builder, shared, values[1])
+            data = emit.address_of(builder, data, I32(0), element, element, SHARED)
             for turn in range(depth // steps):
                 left, right = (
                     [load(builder, way, data, at, turn * steps, i, pitch, is_a) for i in range(count)]
@@ -178,7 +165,7 @@ def load_matrices(builder, way, data, at, step, i, pitch, is_a):
     offset = (step if way == "turned" else 16 * i) * pitch
     code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' * (way == 'turned')}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
     address = builder.ptrtoint(builder.gep(builder.gep(data, [at]), [I32(offset)]), I32)
-    result = _assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [address])
+    result = emit.assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [address])
     return [builder.extract_value(result, n) for n in range(4)]
 
 
@@ -198,7 +185,7 @@ def load_pairs(builder, way, data, at, step, i, pitch, is_a):
 def _load_matrices(builder, register, offset, way):
     """Four matrices of 8 rows of 16 bytes, whose addresses the lanes give: one register of each."""
     code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' * (way == 'turned')}.shared.b16 {{$0,$1,$2,$3}}, [$4+{offset}];"
-    result = _assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [register])
+    result = emit.assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [register])
     return [builder.extract_value(result, n) for n in range(4)]
 
 
@@ -208,8 +195,11 @@ def make_singles(way, dtype, rows, columns, quads, depth, pitches):
     @paired(make_twin(way, dtype, rows, columns, depth, pitches))
     def multiply(typing, tile, shared, a, b, lane):
         def codegen(context, builder, signature, values):
-            parts, data = list(cgutils.unpack_tuple(builder, values[0])), _data(context, builder, shared, values[1])
-            a, b = (_address(builder, data, at, F64, F64, SHARED) for at in values[2:4])
+            parts, data = (
+                list(cgutils.unpack_tuple(builder, values[0])),
+                emit.data_of(context, builder, shared, values[1]),
+            )
+            a, b = (emit.address_of(builder, data, at, F64, F64, SHARED) for at in values[2:4])
             for step in range(0, depth, 4):
                 left, right = (
                     [builder.load(builder.gep(side, [I32(step * pitch + 8 * i)])) for i in range(2 * count)]
@@ -234,6 +224,6 @@ def _multiply(builder, name, parts, a, b, where):
     constraints = [f"={letter}"] * len(where) + ["d" if len(a) == 1 else "r"] * len([*a, *b]) + sums
     kind = ir.LiteralStructType([of_sums] * len(where))
     code = f"mma.sync.aligned.{name} {', '.join(groups)};"
-    result = _assemble(builder, kind, code, ",".join(constraints), operands, False)
+    result = emit.assemble(builder, kind, code, ",".join(constraints), operands, False)
     for n, i in enumerate(where):
         parts[i] = builder.extract_value(result, n)

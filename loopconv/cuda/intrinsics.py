@@ -13,8 +13,11 @@ Numbers of 16 bits are widened when they are read and rounded when they are writ
 """
 
 import numpy as np
+from numba.cuda import types
 
+from loopconv.cuda import emit
 from loopconv.cuda.elements import load, store
+from loopconv.cuda.emit import F32, GLOBAL, I32, I64, QUAD, SHARED, WIDE
 from loopconv.cuda.gpu import is_simulated
 
 SIMULATED = is_simulated()
@@ -22,15 +25,7 @@ SIMULATED = is_simulated()
 if not SIMULATED:
     from llvmlite import ir
     from numba.core import cgutils
-    from numba.cuda import types
     from numba.cuda.extending import intrinsic
-
-    I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
-    F32 = ir.FloatType()
-
-QUAD = 4
-WIDE = 16  # bytes of the widest load
-GLOBAL, SHARED = 1, 3  # address spaces
 
 
 def paired(twin):
@@ -56,7 +51,7 @@ def anew(typing, value):
     """The value, and no reason to keep in a register what was worked out from it before."""
 
     def codegen(context, builder, signature, values):
-        return _assemble(builder, I32, "mov.u32 $0, $1;", "=r,r", values)
+        return emit.assemble(builder, I32, "mov.u32 $0, $1;", "=r,r", values)
 
     return types.int32(types.int32), codegen
 
@@ -72,7 +67,7 @@ def entry(typing, plan, i):
 
     def codegen(context, builder, signature, values):
         kind = ir.VectorType(I32, 4)
-        address = _address(builder, values[0], values[1], I64, kind, GLOBAL)
+        address = emit.address_of(builder, values[0], values[1], I64, kind, GLOBAL)
         vector = builder.load(address)
         vector.align = WIDE
         parts = [builder.extract_element(vector, I32(n)) for n in range(4)]
@@ -88,8 +83,8 @@ def noted(typing, shared, i):
 
     def codegen(context, builder, signature, values):
         element = ir.IntType(shared.dtype.bitwidth)
-        data = _data(context, builder, shared, values[0])
-        vector = builder.load(_address(builder, data, values[1], element, ir.VectorType(element, count), SHARED))
+        data = emit.data_of(context, builder, shared, values[0])
+        vector = builder.load(emit.address_of(builder, data, values[1], element, ir.VectorType(element, count), SHARED))
         vector.align = WIDE
         parts = [builder.extract_element(vector, I32(n)) for n in range(count)]
         return context.make_tuple(builder, signature.return_type, parts)
@@ -117,7 +112,7 @@ def pixel(typing, i, plan, at):
 
     def codegen(context, builder, signature, values):
         i, plan, at = values
-        plan, parts = _address(builder, plan, at, I64, I64, GLOBAL), []
+        plan, parts = emit.address_of(builder, plan, at, I64, I64, GLOBAL), []
         for axis in range(3):
             number, multiplier, shift = (builder.load(builder.gep(plan, [I64(3 * axis + n)])) for n in range(3))
             n = builder.ashr(builder.mul(i, multiplier), shift)
@@ -184,7 +179,7 @@ def moved(typing, array, i):
 
     def codegen(context, builder, signature, values):
         address = builder.gep(values[0], [values[1]])
-        return _assemble(builder, address.type, "mov.b64 $0, $1;", "=l,l", [address], False)
+        return emit.assemble(builder, address.type, "mov.b64 $0, $1;", "=l,l", [address], False)
 
     return array(array, types.int64), codegen
 
@@ -204,10 +199,10 @@ def make_fetch(is_wide):
     def fetch(typing, shared, to, k, array, i, ok):
         def codegen(context, builder, signature, values):
             _, to, k, pointer, i, ok = values
-            element, data = _element(shared.dtype), _data(context, builder, shared, values[0])
-            where = builder.gep(_address(builder, data, to, element, element, SHARED), [k])
-            source = _address(builder, pointer, i, element, element, GLOBAL)
-            _copy(builder, where, source, ok, WIDE if is_wide else shared.dtype.bitwidth // 8)
+            element, data = emit.element_of(shared.dtype), emit.data_of(context, builder, shared, values[0])
+            where = builder.gep(emit.address_of(builder, data, to, element, element, SHARED), [k])
+            source = emit.address_of(builder, pointer, i, element, element, GLOBAL)
+            emit.copy(builder, where, source, ok, WIDE if is_wide else shared.dtype.bitwidth // 8)
 
         return types.void(shared, types.int32, types.int32, array, types.int32, types.boolean), codegen
 
@@ -219,7 +214,7 @@ def sent(typing):
     """End a group of fetches."""
 
     def codegen(context, builder, signature, values):
-        _assemble(builder, ir.VoidType(), "cp.async.commit_group;", "~{memory}", [])
+        emit.assemble(builder, ir.VoidType(), "cp.async.commit_group;", "~{memory}", [])
 
     return types.void(), codegen
 
@@ -230,7 +225,7 @@ def make_arrived(groups):
     @paired(lambda: None)
     def arrived(typing):
         def codegen(context, builder, signature, values):
-            _assemble(builder, ir.VoidType(), f"cp.async.wait_group {groups};", "~{memory}", [])
+            emit.assemble(builder, ir.VoidType(), f"cp.async.wait_group {groups};", "~{memory}", [])
 
         return types.void(), codegen
 
@@ -297,11 +292,11 @@ def make_begin(dtype, rows, columns):
     def begin(typing, bias, first, count, given):
         def codegen(context, builder, signature, values):
             pointer, first, count, given = values
-            zero, parts = ir.Constant(_element(signature.return_type.dtype), 0.0), []
+            zero, parts = ir.Constant(emit.element_of(signature.return_type.dtype), 0.0), []
             for m in rows:
                 ok = builder.and_(given, builder.icmp_signed("<", I64(m), count))
                 at = builder.select(ok, builder.add(first, I64(m)), I64(0))
-                value = builder.select(ok, _read(builder, pointer, at, bias.dtype), zero)
+                value = builder.select(ok, emit.read(builder, pointer, at, bias.dtype), zero)
                 parts += [value] * columns
             return context.make_tuple(builder, signature.return_type, parts)
 
@@ -325,11 +320,11 @@ def make_multiply(of_a, of_b, depth):
     def multiply(typing, tile, shared, a, b, lane):
         def codegen(context, builder, signature, values):
             parts = cgutils.unpack_tuple(builder, values[0])
-            element = _element(shared.dtype)
-            data = _data(context, builder, shared, values[1])
-            a, b = (_address(builder, data, at, element, element, SHARED) for at in values[2:4])
+            element = emit.element_of(shared.dtype)
+            data = emit.data_of(context, builder, shared, values[1])
+            a, b = (emit.address_of(builder, data, at, element, element, SHARED) for at in values[2:4])
             for d in range(depth):
-                parts = _fma_step(builder, parts, (a, d * a_pitch, row_quads), (b, d * b_pitch, column_quads), element)
+                parts = fma_step(builder, parts, (a, d * a_pitch, row_quads), (b, d * b_pitch, column_quads), element)
             return context.make_tuple(builder, signature.return_type, parts)
 
         return tile(tile, shared, types.int32, types.int32, types.int64), codegen
@@ -347,7 +342,9 @@ def make_finish(rows, columns, wide):
     def finish(typing, tile, out, base, step, count, positions, first):
         def codegen(context, builder, signature, values):
             parts, (pointer, base, step, count) = cgutils.unpack_tuple(builder, values[0]), values[1:5]
-            data = _address(builder, _data(context, builder, positions, values[5]), values[6], I64, I64, SHARED)
+            data = emit.address_of(
+                builder, emit.data_of(context, builder, positions, values[5]), values[6], I64, I64, SHARED
+            )
             width = WIDE * 8 // tile.dtype.bitwidth if wide else 1
             for m, row in enumerate(rows):
                 with builder.if_then(builder.icmp_signed("<", I64(row), count)):
@@ -356,90 +353,14 @@ def make_finish(rows, columns, wide):
                         at = builder.load(builder.gep(data, [I64(columns[j])]))
                         with builder.if_then(builder.icmp_signed(">=", at, I64(0))):
                             some = parts[m * len(columns) + j :][:width]
-                            _write(builder, pointer, builder.add(start, at), some if wide else some[0], out.dtype)
+                            emit.write(builder, pointer, builder.add(start, at), some if wide else some[0], out.dtype)
 
         return types.void(tile, out, types.int64, types.int64, types.int64, positions, types.int64), codegen
 
     return finish
 
 
-def _fma_step(builder, parts, a, b, element):
+def fma_step(builder, parts, a, b, element):
     """One outer product."""
-    left, right = _quads(builder, *a, 16, element), _quads(builder, *b, 32, element)
+    left, right = emit.quads_of(builder, *a, 16, element), emit.quads_of(builder, *b, 32, element)
     return [builder.fma(left[i // len(right)], right[i % len(right)], part) for i, part in enumerate(parts)]
-
-
-# ------------------------------------------------------------------------------------ what they are made of
-
-
-def _element(dtype):
-    return ir.DoubleType() if dtype == types.float64 else F32 if dtype == types.float32 else I16
-
-
-def _data(context, builder, kind, array):
-    """The pointer of an array in shared memory."""
-    return context.make_array(kind)(context, builder, array).data
-
-
-def _address(builder, pointer, i, element, target, space):
-    """Pointer to `target` at element i."""
-    pointer = builder.bitcast(pointer, element.as_pointer())
-    pointer = builder.addrspacecast(pointer, element.as_pointer(space))
-    return builder.bitcast(builder.gep(pointer, [i]), target.as_pointer(space))
-
-
-def _assemble(builder, result, code, constraints, operands, effect=True):
-    kind = ir.FunctionType(result, [operand.type for operand in operands])
-    return builder.asm(kind, code, constraints, operands, effect)
-
-
-def _copy(builder, where, source, ok, size):
-    """Begin to copy `size` bytes, zeros where not ok; what is read once goes around the first-level cache."""
-    code = f"cp.async.{'cg' if size == WIDE else 'ca'}.shared.global [$0], [$1], {size}, $2;"
-    count = builder.select(ok, I32(size), I32(0))
-    where = builder.ptrtoint(where, I32)
-    _assemble(builder, ir.VoidType(), code, "r,l,r,~{memory}", [where, builder.ptrtoint(source, I64), count])
-
-
-def _read(builder, pointer, i, dtype):
-    element = _element(dtype)
-    value = builder.load(_address(builder, pointer, i, element, element, GLOBAL))
-    if dtype == types.float16:
-        return _assemble(builder, F32, "cvt.f32.f16 $0, $1;", "=f,h", [value], False)
-    if element == I16:
-        return builder.bitcast(builder.shl(builder.zext(value, I32), I32(16)), F32)
-    return value
-
-
-def _write(builder, pointer, i, value, dtype):
-    element = _element(dtype)
-    if not isinstance(value, list):
-        builder.store(_narrowed(builder, value, dtype), _address(builder, pointer, i, element, element, GLOBAL))
-        return
-    kind = ir.VectorType(element, len(value))
-    vector = ir.Constant(kind, ir.Undefined)
-    for n, part in enumerate(value):
-        vector = builder.insert_element(vector, _narrowed(builder, part, dtype), I32(n))
-    size = dtype.bitwidth // 8 * len(value)
-    builder.store(vector, _address(builder, pointer, i, element, kind, GLOBAL), align=size)
-
-
-def _narrowed(builder, value, dtype):
-    """A number of the sums as it is stored."""
-    if _element(dtype) != I16:
-        return value
-    name = "f16" if dtype == types.float16 else "bf16"
-    return _assemble(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value], False)
-
-
-def _quads(builder, address, first, quads, spacing, element):
-    """The numbers of quads `spacing` apart, from `first` elements after the address, by 128-bit loads."""
-    n = 4 if element == F32 else 2
-    kind, values = ir.VectorType(element, n), []
-    for i in range(quads):
-        for part in range(0, QUAD, n):
-            at = builder.gep(address, [I64(first + i * spacing + part)])
-            vector = builder.load(builder.bitcast(at, kind.as_pointer(SHARED)))
-            vector.align = WIDE
-            values += [builder.extract_element(vector, I32(m)) for m in range(n)]
-    return values

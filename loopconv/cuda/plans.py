@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loopconv.cuda import fragments, grouped, tensor, tiled
-from loopconv.cuda.intrinsics import WIDE
+from loopconv.cuda.emit import WIDE
 from loopconv.cuda.stages import DTYPES, Launch, Plan
 from loopconv.cuda.tiles import (
     CHIPS,
@@ -410,7 +410,7 @@ def _copy_last(t, numbers, source, room):
 
 
 def _piece_tables(t, last, piece, least=0):
-    """`_tables` of steps that are pieces of channels: those of a tap side by side, each phase filled up to whole slabs."""
+    """`_tables` of steps that are pieces of channels, those of a tap side by side; phases fill up whole slabs."""
     offsets, entries, counts = [], [], []
     for phase in t.phases:
         number = np.array([tap for tap, _ in phase.taps], np.int64).reshape(-1, 1)

@@ -25,7 +25,7 @@ class GpuPlan(Plan):
         self.input_shape, self.output_shape = (shape if batched else shape[1:] for shape in shapes)
         self.dtype = like.dtype
         settings = driver.Settings(contraction, g, like.dtype, algorithm, precision, bias is not None)
-        self._algorithm = algorithm or driver.algorithms(contraction, g)[0]
+        self._algorithm = algorithm or driver.preferred(settings, machine.capability(like.device))
         with machine.current(like.device):
             self._prepare(settings, given)
 

@@ -2,9 +2,10 @@
 
 Tensor cores are fed by 16 bytes at a time, all of one pixel, so the arrays are copied once with their channels last:
 
-    last[group, image and slice, pixel of the slice, channel]       channels filled up with zeros to whole pieces of 16 bytes
-    packed[group, result channel, tap, channel]                     the weights, alike
+    last[group, image and slice, pixel of the slice, channel]
+    packed[group, result channel, tap, channel]
 
+with zeros after the channels, to whole pieces of 16 bytes.
 Then a step is a piece of channels of one tap, its table entry is in pieces, and a fetch out of bounds writes zeros as
 in tiled.py. README.md has the contract.
 """
@@ -14,9 +15,9 @@ from numba import cuda
 from numba.cuda import types
 
 from loopconv.cuda.elements import load, store, zero
+from loopconv.cuda.emit import WIDE
 from loopconv.cuda.fragments import PAD, PIECES, make_tile, threads_of
 from loopconv.cuda.intrinsics import (
-    WIDE,
     anew,
     entry,
     inside,
@@ -47,15 +48,15 @@ from loopconv.cuda.tiled import (
     OUT_SPLIT,
     OUT_Z,
     PHASE,
-    PHASES,
     PHASE_PIXELS,
     PHASE_SLAB,
     PHASE_SLABS,
     PHASE_START,
+    PHASES,
     PITCH,
+    ROW_BLOCKS,
     ROWS,
     ROWS_LEFT,
-    ROW_BLOCKS,
     SIDE,
     SIZE_P,
     SIZE_Q,
@@ -71,12 +72,11 @@ from loopconv.cuda.tiled import (
     STRIDE_Z,
     SUM_HEADER,
     TABLE,
-    WEIGHT_HEADER,
-    W_COLUMNS,
     W_COLUMN_BLOCKS,
+    W_COLUMNS,
     W_PIXELS,
-    W_ROWS,
     W_ROW_BLOCKS,
+    W_ROWS,
     W_SIZE,
     W_SIZE_P,
     W_SIZE_Q,
@@ -84,6 +84,7 @@ from loopconv.cuda.tiled import (
     W_SPLITS,
     W_STEPS,
     W_TAPS,
+    WEIGHT_HEADER,
     X_FROM,
     X_GROUP,
     X_IMAGE,
@@ -338,8 +339,8 @@ def weight_shared(dtype, tile, quads, depth, stages, *_):
 
 # ------------------------------------------------------------------------------------------ copies
 
-# The plan array of `make_last`: pixels of a slice; channels, and as many with those that fill the last piece; images and
-# slices, slices of an image; and the steps of the array between images, slices and channels.
+# The plan array of `make_last`: pixels of a slice; channels, and as many with those that fill the last piece; images
+# and slices, slices of an image; and the steps of the array between images, slices and channels.
 LAST_PIXELS, LAST_CHANNELS, LAST_FILLED, LAST_PLANES, LAST_SLICES, LAST_IMAGE, LAST_SLICE, LAST_CHANNEL = range(8)
 
 

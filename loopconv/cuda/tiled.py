@@ -16,8 +16,8 @@ from numba.cuda import types
 
 from loopconv.cuda import fragments, intrinsics
 from loopconv.cuda.elements import load, store
+from loopconv.cuda.emit import WIDE
 from loopconv.cuda.intrinsics import (
-    WIDE,
     anew,
     entry,
     inside,
@@ -221,8 +221,10 @@ def _note_pixel(positions, coordinates, numbers, at, to, i, plan):
 
 @paired(_note_pixel)
 def note_pixel(typing, positions, coordinates, numbers, at, to, i, plan):
-    """Where pixel i of y lies, and x's below it, to positions[at] and the next; and to coordinates[to] and three more where
-    that is on three axes, and whether there is one."""
+    """Write where pixel i of y lies, and x's below it, to positions[at] and the next.
+
+    To coordinates[to] and the next three goes where the latter is on three axes, and whether there is one.
+    """
     signature = types.void(positions, coordinates, *[types.int64] * 4, plan)
     return signature, lambda context, builder, signature, values: context.compile_internal(
         builder, _note_pixel, signature, values

@@ -10,7 +10,7 @@ from loopconv import threads
 from loopconv.loops import driver as textbook
 from loopconv.loops import executions
 from loopconv.tiled.launch import SmallCall, apart, launch
-from loopconv.tiled.layout import problem, stencil_taps
+from loopconv.tiled.layout import problem, reaches_most_pixels, stencil_taps
 from loopconv.tiled.plans import (
     depthwise_plan,
     depthwise_weight_plan,
@@ -288,15 +288,3 @@ def preferred_product(geometry, dtype):
     if is_winograd(geometry) and reaches_most_pixels(p):
         costs["winograd2"] = winograd_weight_tile(p, stencil_taps(geometry), product_lines(geometry), dtype)[0]
     return min(costs, key=costs.get)
-
-
-def reaches_most_pixels(p):
-    """Whether each tap sees half of the results and 32, so that Winograd rounds no more than is allowed.
-
-    Its error is relative to a stencil's taps together, which may be too large for a tap that meets little but padding.
-    """
-    least = [
-        min(sum(0 <= o * s + r * d - lo < n for o in range(y)) for r in range(k))
-        for n, k, y, s, d, lo in zip(p.x, p.k, p.y, p.stride, p.dilation, p.pad)
-    ]
-    return p.N * prod(least) >= max(32, p.N * prod(p.y) / 2)

@@ -75,6 +75,18 @@ def stencil_taps(g):
     return None if max(g.stride) > 1 and max(dilation) > 1 else tuple(-(-n // s) for n, s in zip(k, stride))
 
 
+def reaches_most_pixels(p):
+    """Whether each tap sees half of the results and 32, so that Winograd rounds no more than is allowed.
+
+    Its error is relative to a stencil's taps together, which may be too large for a tap that meets little but padding.
+    """
+    least = [
+        min(sum(0 <= o * s + r * d - lo < n for o in range(y)) for r in range(k))
+        for n, k, y, s, d, lo in zip(p.x, p.k, p.y, p.stride, p.dilation, p.pad)
+    ]
+    return p.N * prod(least) >= max(32, p.N * prod(p.y) / 2)
+
+
 class Axis(NamedTuple):
     """One axis of a buffer: `length` source pixels with `before` and `after` zeros around, `pitch` apart."""
 
