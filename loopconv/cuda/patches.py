@@ -86,7 +86,7 @@ def make_numbers(step):
     return put, take
 
 
-def make_products(dtype, count, row_quads, column_quads, depth, pad):
+def make_products(dtype, count, row_quads, column_quads, depth, pad, parts):
     """(begin, multiply, spill) of `count` tiles of a lane, of products of a[depth, rows] and b[depth, columns].
 
     The rows and columns are those of one warp's tile, and `pad` elements after them.
@@ -95,7 +95,7 @@ def make_products(dtype, count, row_quads, column_quads, depth, pad):
         Zeros.
     multiply(tiles, shared, a, b)
         tiles[n] += a[n].T b[n] for each of them, both one after the other from positions in shared memory that take the
-        lane into account.
+        lane into account; a `parts`-th of the depth.
     spill(tiles, shared, to, quad)
         Quad number `quad` of the columns of all of them: shared[to + (n * rows + row) * SPILL_PITCH + column], both
         counted from the lane's first.
@@ -105,7 +105,7 @@ def make_products(dtype, count, row_quads, column_quads, depth, pad):
     columns = [32 * (j // QUAD) + j % QUAD for j in range(QUAD * column_quads)]
     size = len(rows) * len(columns)
 
-    steps = np.arange(count * depth).reshape(count, depth, 1)
+    steps = np.arange(count * depth).reshape(count, depth, 1)[:, : depth // parts]
     a_pitch, b_pitch = height + pad, width + pad
     left, right = steps * a_pitch + rows, steps * b_pitch + columns
 
@@ -128,15 +128,15 @@ def make_products(dtype, count, row_quads, column_quads, depth, pad):
     @paired(multiply_twin)
     def multiply(typing, tiles, shared, a, b):
         def codegen(context, builder, signature, values):
-            parts, element = cgutils.unpack_tuple(builder, values[0]), emit.element_of(shared.dtype)
+            sums, element = cgutils.unpack_tuple(builder, values[0]), emit.element_of(shared.dtype)
             a, b = (emit.element_at(context, builder, shared, values[1], at) for at in values[2:])
-            for d, n in np.ndindex(depth, count):
+            for d, n in np.ndindex(depth // parts, count):
                 step = n * depth + d
-                parts[n * size : (n + 1) * size] = fma_step(
-                    builder, parts[n * size : (n + 1) * size],
+                sums[n * size : (n + 1) * size] = fma_step(
+                    builder, sums[n * size : (n + 1) * size],
                     (a, step * a_pitch, row_quads), (b, step * b_pitch, column_quads), element,
                 )  # fmt: skip
-            return context.make_tuple(builder, signature.return_type, parts)
+            return context.make_tuple(builder, signature.return_type, sums)
 
         return tiles(tiles, shared, types.int32, types.int32), codegen
 
@@ -163,23 +163,24 @@ SPILL_PITCH = 36
 
 
 def make_fetch_all(count, step):
-    """fetch_all(shared, to, array, i): begin to copy `count` times 16 bytes, `step` elements apart on both sides."""
+    """fetch_all(shared, to, array, i, ok): begin to copy `count` times 16 bytes, `step` elements apart, or nothing."""
 
-    def fetch_all_twin(shared, to, array, i):
-        for n in range(0, count * step, step):
+    def fetch_all_twin(shared, to, array, i, ok):
+        for n in range(0, count * step if ok else 0, step):
             for m in range(n, n + WIDE // shared.dtype.itemsize):
                 shared[to + m] = array[i + m]
 
     @paired(fetch_all_twin)
-    def fetch_all(typing, shared, to, array, i):
+    def fetch_all(typing, shared, to, array, i, ok):
         def codegen(context, builder, signature, values):
             where = emit.element_at(context, builder, shared, *values[:2])
-            source = emit.element_at(context, builder, array, *values[2:])
+            source = emit.element_at(context, builder, array, *values[2:4])
             size = step * shared.dtype.bitwidth // 8
-            code = "".join(f"cp.async.cg.shared.global [$0+{n * size}], [$1+{n * size}], {WIDE};" for n in range(count))
-            operands = [builder.ptrtoint(where, I32), builder.ptrtoint(source, I64)]
-            emit.assemble(builder, ir.VoidType(), code, "r,l,~{memory}", operands)
+            copies = (f"@%p0 cp.async.cg.shared.global [$0+{n * size}], [$1+{n * size}], {WIDE};" for n in range(count))
+            code = f"{{.reg .pred %p<1>; setp.ne.u32 %p0, $2, 0; {''.join(copies)}}}"
+            operands = [builder.ptrtoint(where, I32), builder.ptrtoint(source, I64), builder.zext(values[4], I32)]
+            emit.assemble(builder, ir.VoidType(), code, "r,l,r,~{memory}", operands)
 
-        return types.void(shared, types.int32, array, types.int64), codegen
+        return types.void(shared, types.int32, array, types.int64, types.boolean), codegen
 
     return fetch_all

@@ -145,6 +145,7 @@ def transformed_taps(w, at, step, exists):
 ) = range(36)  # fmt: skip
 HEADER = TILE_PIXELS + 9  # the tiles of an image, of a slice and of a row, each as (number, multiplier, shift)
 TAPS = 9  # of a slice
+PARTS = 4  # of a slab's products, between which the next slab is fetched
 PAD = 4  # elements between the rows of a slab of the weight gradient: eight tiles of four channels meet in no bank
 
 
@@ -258,12 +259,13 @@ def make_winograd(dtype, quads, depth):
     vector = WIDE // np.dtype(dtype).itemsize
     fetch_all = make_fetch_all(size // (threads * vector), threads * vector)
     places_at = shared_elements(quads, depth) * np.dtype(dtype).itemsize // 8
-    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, 0)
+    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, 0, PARTS)
     place = make_place(1, tiles, rows)
     patch = make_patch(SIDE)
     put, _ = make_numbers(threads)
     _, take = make_numbers(tiles * SPILL_PITCH)
     arrived = make_arrived(0)
+    a_part, b_part = depth // PARTS * tiles, depth // PARTS * rows
     element = getattr(types, dtype)
 
     # Over 100 lines with the constants above: from the first fetch to the last, all of it shares one set of registers
@@ -297,7 +299,6 @@ def make_winograd(dtype, quads, depth):
         channel, channels, depth_now = own, np.int32(plan[CHANNELS]), np.int32(z)
         pitch, next_slab = plan[SOURCE_P], depth * plan[SOURCE_CHANNEL]
         in_slice = around if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
-        given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
 
         slabs = np.int32(plan[SLABS])
         packed_at = (group * plan[ROW_BLOCKS] + row_block) * slabs * size + vector * t
@@ -305,25 +306,30 @@ def make_winograd(dtype, quads, depth):
         first = np.int32(t // 32 * numbers)
         a_at = np.int32(size + first * depth * tiles + above)
         b_at = np.int32(first * depth * rows + left)
+        fetch_all(shared, np.int32(vector * t), packed, packed_at, True)
+        sent()
+        given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
+        put(transformed(given), shared, np.int32(size + t))
         total = begin()
-        for step in range(np.int32(slabs + 1)):
-            # the last slab's weights have arrived, and all are done with the one before, whose place is taken next
+        for step in range(np.int32(1), np.int32(slabs + 1)):
+            here = np.int32((step & 1) * stage)  # where this slab comes to
+            a, b = np.int32(stage - here + a_at), np.int32(stage - here + b_at)  # in the last one, which is multiplied
+            channel, at, packed_at = np.int32(channel + depth), at + next_slab, packed_at + size
+            if np.int32(channel - own) >= channels:  # on to the next slice
+                at += plan[STEP_Z] * plan[SOURCE_Z] - np.int32(channel - own) * plan[SOURCE_CHANNEL]
+                channel, depth_now = own, np.int32(depth_now + plan[STEP_Z])
+                in_slice = around if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
+            # the last slab's weights have arrived, and all are done with the one before, whose place is taken
             arrived()
             cuda.syncthreads()
-            here = np.int32((step & 1) * stage)
-            if step < slabs:
-                fetch_all(shared, np.int32(here + vector * t), packed, packed_at)
-                packed_at += size
-                put(transformed(given), shared, np.int32(here + size + t))
-                channel, at = np.int32(channel + depth), at + next_slab
-                if np.int32(channel - own) >= channels:  # on to the next slice
-                    at += plan[STEP_Z] * plan[SOURCE_Z] - np.int32(channel - own) * plan[SOURCE_CHANNEL]
-                    channel, depth_now = own, np.int32(depth_now + plan[STEP_Z])
-                    in_slice = around if inside(depth_now, np.int32(plan[SIZE_Z])) else np.int32(0)
-                given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
+            fetch_all(shared, np.int32(here + vector * t), packed, packed_at, step < slabs)
             sent()
-            if step > 0:
-                total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
+            total = multiply(total, shared, a, b)
+            given = patch(source, at, pitch, in_slice if channel < channels else np.int32(0))
+            total = multiply(total, shared, np.int32(a + a_part), np.int32(b + b_part))
+            total = multiply(total, shared, np.int32(a + 2 * a_part), np.int32(b + 2 * b_part))
+            put(transformed(given), shared, np.int32(here + size + t))
+            total = multiply(total, shared, np.int32(a + 3 * a_part), np.int32(b + 3 * b_part))
 
         # 32 rows at a time through shared memory, so that a thread has all numbers of a tile
         to = np.int32((first * tiles + above) * SPILL_PITCH + left)
@@ -382,7 +388,7 @@ def make_winograd_weight(dtype, quads, depth):
     a_pitch, b_pitch = columns + PAD, rows + PAD
     size = NUMBERS * depth * a_pitch  # of the patches of x, after which are those of y
     stage = size + NUMBERS * depth * b_pitch
-    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD)
+    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD, 1)
     place = make_place(1, columns, rows)
     patch, results_of = make_patch(SIDE), make_patch(2)
     (put_x, _), (put_y, _), (put, _) = (make_numbers(step) for step in (depth * a_pitch, depth * b_pitch, 1))
