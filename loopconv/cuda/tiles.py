@@ -57,8 +57,8 @@ WEIGHT_TILES = {
 }
 
 # Winograd's: result channels by tiles of 2 x 2 pixels, and in the weight gradient channels of y by those of x, in all
-# 16 numbers of a tile at once: 128 registers of 256 threads. The shares are 0.81 and 0.77 of the instructions, less
-# what eight warps do not hide. Before and after the loop over slabs takes about as long as two: 0.9 thousand
+# 16 numbers of a tile at once: 128 registers of 256 threads. The shares are 0.83 and 0.79 of the instructions, less
+# what eight warps do not hide. Before and after the loop over slabs takes about as long as two: 1.5 thousand
 # instructions, and three times the way to memory and back.
 WINOGRAD = Tile(64, 32, (2, 2), 8, 2, 1, 0.70)
 WINOGRAD_WEIGHT = WINOGRAD._replace(share=0.66)

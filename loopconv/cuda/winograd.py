@@ -382,20 +382,48 @@ def direct_taps(x, y, out, plan, group, k, c, depth, first, last, to):
         store(out, to + tap, total)
 
 
+@device
+def find_tile(places, slot, plan, tile, first_image, slice_moved):
+    """Write where a tile begins in x and in y, and which of its pixels there are."""
+    n, z, p, q = pixel(tile - first_image * plan[TILE_PIXELS], plan, TILE_PIXELS)
+    p, q = 2 * p, 2 * q
+    places[slot + 1] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
+    there = corner(p, q, plan[OUT_SIZE_P], plan[OUT_SIZE_Q]) * 0x110000
+    z, p, q = z + slice_moved, p + plan[FIRST_P], q + plan[FIRST_Q]
+    places[slot] = n * plan[SOURCE_IMAGE] + z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
+    if inside(np.int32(z), np.int32(plan[SIZE_Z])):
+        there |= window(p, q, plan[SIZE_P], plan[SIZE_Q])
+    places[slot + 2] = there if tile < plan[TILE_COUNT] else 0
+
+
 def make_winograd_weight(dtype, quads, depth):
     """The kernel of the weight gradient, with as many quads of channels of x as of y, and `depth` tiles in a slab."""
     columns, rows, numbers, threads = sizes_of(quads, depth)
     a_pitch, b_pitch = columns + PAD, rows + PAD
     size = NUMBERS * depth * a_pitch  # of the patches of x, after which are those of y
     stage = size + NUMBERS * depth * b_pitch
-    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD, 1)
+    begin, multiply, spill = make_products(dtype, numbers, *quads, depth, PAD, PARTS)
     place = make_place(1, columns, rows)
     patch, results_of = make_patch(SIDE), make_patch(2)
     (put_x, _), (put_y, _), (put, _) = (make_numbers(step) for step in (depth * a_pitch, depth * b_pitch, 1))
     _, take = make_numbers(columns * SPILL_PITCH)
     places_at = shared_elements(quads, depth, PAD) * np.dtype(dtype).itemsize // 8
     kept = places_at + 3 * threads
+    a_part, b_part = depth // PARTS * a_pitch, depth // PARTS * b_pitch
     element = getattr(types, dtype)
+
+    @device
+    def fetched(x, y, places, slot, bits, x_from, y_from, y_step, x_pitch, y_pitch):
+        """The pixels of a tile, of one channel of x and of two of y."""
+        there, at = np.int32(places[np.uint32(slot + 2)] & bits), y_from + places[np.uint32(slot + 1)]
+        one, more = results_of(y, at, y_pitch, there >> 16), results_of(y, at + y_step, y_pitch, there >> 20)
+        return patch(x, x_from + places[slot], x_pitch, there), one, more
+
+    @device
+    def put_all(given, shared, a_to, b_to):
+        put_x(transformed(given[0]), shared, a_to)
+        put_y(transformed_results(given[1]), shared, b_to)
+        put_y(transformed_results(given[2]), shared, b_to + columns)
 
     # Over 100 lines with the constants above, for the reason that `make_winograd` gives.
     def winograd_weight_kernel(x, y, out, plan):
@@ -438,39 +466,27 @@ def make_winograd_weight(dtype, quads, depth):
         first = np.int32(t // 32 * numbers)
         a_at = np.int32(first * depth * a_pitch + above)
         b_at = np.int32(size + first * depth * b_pitch + left)
-        x_given = patch(x, 0, 0, np.int32(0))
-        y_given = y_more = results_of(y, 0, 0, np.int32(0))
+        find_tile(places, places_at + 3 * t, plan, first_tile + t, first_image, slice_moved)
+        cuda.syncthreads()
+        slot = np.uint32(places_at + 3 * (t % depth))
+        put_all(fetched(x, y, places, slot, bits, x_from, y_from, y_step, x_pitch, y_pitch), shared, a_to, b_to)
         total = begin()
-        for step in range(np.int32(-1), np.int32(slabs + 1)):
-            cuda.syncthreads()  # all are done with the slab before the last one, whose place is taken next
-            here = np.int32((step & 1) * stage)
-            if 0 <= step < slabs:
-                put_x(transformed(x_given), shared, here + a_to)
-                put_y(transformed_results(y_given), shared, here + b_to)
-                put_y(transformed_results(y_more), shared, here + b_to + columns)
-            if step + 1 < slabs:
-                slab = np.int32(step + 1) & np.int32(columns - 1)
-                if slab == 0:  # where the tiles of as many slabs lie: each thread finds one
-                    tile = first_tile + (step + 1) * depth + t
-                    n, z, p, q = pixel(tile - first_image * plan[TILE_PIXELS], plan, TILE_PIXELS)
-                    p, q, slot = 2 * p, 2 * q, places_at + 3 * t
-                    places[slot + 1] = n * plan[OUT_IMAGE] + z * plan[OUT_Z] + p * plan[OUT_P] + q
-                    there = corner(p, q, plan[OUT_SIZE_P], plan[OUT_SIZE_Q]) * 0x110000
-                    z, p, q = z + slice_moved, p + plan[FIRST_P], q + plan[FIRST_Q]
-                    places[slot] = n * plan[SOURCE_IMAGE] + z * plan[SOURCE_Z] + p * plan[SOURCE_P] + q
-                    if inside(np.int32(z), np.int32(plan[SIZE_Z])):
-                        there |= window(p, q, plan[SIZE_P], plan[SIZE_Q])
-                    places[slot + 2] = there if tile < plan[TILE_COUNT] else 0
-                    cuda.syncthreads()
-                # unsigned, as what may be negative would be counted from the end
-                slot = np.uint32(places_at + 3 * (slab * depth + t % depth))
-                there = np.int32(places[np.uint32(slot + 2)] & bits)
-                at = y_from + places[np.uint32(slot + 1)]
-                y_given = results_of(y, at, y_pitch, there >> 16)
-                y_more = results_of(y, at + y_step, y_pitch, there >> 20)
-                x_given = patch(x, x_from + places[slot], x_pitch, there)
-            if step > 0:
-                total = multiply(total, shared, np.int32(stage - here + a_at), np.int32(stage - here + b_at))
+        for step in range(np.int32(1), np.int32(slabs + 1)):
+            here = np.int32((step & 1) * stage)  # where this slab comes to
+            a, b = np.int32(stage - here + a_at), np.int32(stage - here + b_at)  # in the last one, which is multiplied
+            slab = step & np.int32(columns - 1)
+            cuda.syncthreads()  # all are done with the slab before the last one, whose place is taken
+            if slab == 0:  # where the tiles of as many slabs as there are columns lie: each thread finds one
+                find_tile(places, places_at + 3 * t, plan, first_tile + step * depth + t, first_image, slice_moved)
+                cuda.syncthreads()
+            # unsigned, as what may be negative would be counted from the end
+            slot = np.uint32(places_at + 3 * (slab * depth + t % depth))
+            given = fetched(x, y, places, slot, bits, x_from, y_from, y_step, x_pitch, y_pitch)
+            total = multiply(total, shared, a, b)
+            total = multiply(total, shared, np.int32(a + a_part), np.int32(b + b_part))
+            total = multiply(total, shared, np.int32(a + 2 * a_part), np.int32(b + 2 * b_part))
+            put_all(given, shared, here + a_to, here + b_to)
+            total = multiply(total, shared, np.int32(a + 3 * a_part), np.int32(b + 3 * b_part))
 
         t = anew(np.int32(cuda.threadIdx.x))
         _, above, left, _, _ = place(t % np.int32(32))
