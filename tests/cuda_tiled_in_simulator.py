@@ -291,7 +291,7 @@ def test_where_winograd_is_chosen(g, expected):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 7), (1, 1, 2**30 - 35), (2, 3, 100_003)])
 def test_division_by_multiplication(sizes):
-    plan = np.array(plans._divisors(sizes), np.int64)
+    plan = np.array(plans.divisors(sizes), np.int64)
     image, (_, rows, row) = int(np.prod(sizes)), sizes
     for i in {0, 1, row - 1, row, image - 1, image, image + 1, 2**31 - 1, 2**31 - 2, *range(97, 2**31, 2**31 // 50)}:
         n, rest = divmod(i, image)

@@ -226,10 +226,10 @@ def sum_plan(geometry, contraction, numbers, capability, has_bias, tile=None):
         tiled.threads_of(*constants[:3]), tiled.sum_shared(*constants), tile.resident,
     )  # fmt: skip
     rooms = {"packed": (p.G * len(w_table) * side, None)}
-    return _sum_in_parts(Plan((pack, multiply), rooms), geometry, numbers, t, splits, size, out, has_bias)
+    return sum_with_parts(Plan((pack, multiply), rooms), geometry, numbers, t, splits, size, out, has_bias)
 
 
-def _sum_in_parts(plan, geometry, numbers, t, parts, size, out, has_bias):
+def sum_with_parts(plan, geometry, numbers, t, parts, size, out, has_bias):
     """The plan of forward or adjoint, with a second pass where it has several parts."""
     if parts == 1:
         return plan
@@ -276,7 +276,7 @@ def grouped_weight_plan(geometry, numbers, capability, shape=None):
         np.concatenate([_weight_header(t, geometry, 0, 0, splits), entries, np.zeros(2 * run, np.int64)]),
         blocks * splits, threads, run * threads * itemsize,
     )  # fmt: skip
-    return _in_parts((launch,), numbers, splits, size)
+    return with_parts((launch,), numbers, splits, size)
 
 
 def weight_plan(geometry, numbers, capability, tile=None):
@@ -304,7 +304,7 @@ def weight_plan(geometry, numbers, capability, tile=None):
         np.concatenate([header, entries, beyond]), blocks * splits,
         tiled.threads_of(*constants[:3]), tiled.weight_shared(*constants), tile.resident,
     )  # fmt: skip
-    return _in_parts((multiply,), numbers, splits, size)
+    return with_parts((multiply,), numbers, splits, size)
 
 
 # --------------------------------------------------------------------------------------- tensor cores
@@ -349,7 +349,7 @@ def tensor_sum_plan(geometry, contraction, numbers, capability, has_bias, tile=N
         "last": (p.G * last.C * last.source_steps[0] * piece, numbers.stored),
     }
     plan = Plan((pack, _copy_last(t, numbers, source, "last"), multiply), rooms)
-    return _sum_in_parts(plan, geometry, numbers, t, splits, size, out, has_bias)
+    return sum_with_parts(plan, geometry, numbers, t, splits, size, out, has_bias)
 
 
 def tensor_weight_plan(geometry, numbers, capability, tile=None):
@@ -385,7 +385,7 @@ def tensor_weight_plan(geometry, numbers, capability, tile=None):
         name: (p.G * of.C * of.source_steps[0] * piece, numbers.stored)
         for name, of in (("x_last", x_last), ("y_last", y_last))
     }
-    plan = _in_parts((*copies, multiply), numbers, splits, size)
+    plan = with_parts((*copies, multiply), numbers, splits, size)
     return Plan(plan.launches, rooms | plan.rooms)
 
 
@@ -432,7 +432,7 @@ def _piece_tables(t, last, piece, least=0):
     return np.concatenate(offsets), words, counts
 
 
-def _in_parts(launches, numbers, parts, size):
+def with_parts(launches, numbers, parts, size):
     """The plan of a weight gradient, with a second pass where it has several parts."""
     if parts == 1:
         return Plan(launches, {})
@@ -445,7 +445,7 @@ def _weight_header(t, geometry, row_blocks, column_blocks, splits):
         row_blocks, column_blocks, splits,
         t.M, t.C * len(t.phases[0].taps), t.p.N * prod(t.p.y), prod(geometry.w_shape),
         t.out_image, t.M * t.out_steps[0], *t.out_steps,
-        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *_divisors(t.p.y), 0,
+        t.source_image, t.C * t.source_steps[0], *t.source_steps[1:], *t.stride, *t.source, *divisors(t.p.y), 0,
     ]  # fmt: skip
     assert len(numbers) == tiled.WEIGHT_HEADER
     return np.array(numbers, np.int64)
@@ -493,12 +493,12 @@ def _header(t, row_blocks, column_blocks, splits, pitch, steps, has_bias, size):
 def _phases(t, counts):
     rows, slab = [], 0
     for phase, count in zip(t.phases, counts):
-        rows += [slab, count, phase.start, *_divisors(phase.sizes)]
+        rows += [slab, count, phase.start, *divisors(phase.sizes)]
         slab += count
     return np.array(rows, np.int64)
 
 
-def _divisors(sizes):
+def divisors(sizes):
     """Pixels of an image, a slice and a row, each as (number, multiplier, shift)."""
     numbers = []
     for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]):

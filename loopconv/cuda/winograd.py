@@ -624,7 +624,7 @@ def weight_plan(geometry, numbers, capability=(9, 0), tile=WINOGRAD_WEIGHT):
         _header(t, cut, False, True, size), cut.blocks * cut.splits, threads,
         np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:], PAD) + 8 * (3 * threads + 7),
     )  # fmt: skip
-    return plans._in_parts((multiply,), numbers, cut.splits, size)
+    return plans.with_parts((multiply,), numbers, cut.splits, size)
 
 
 def _header(t, cut, has_bias, meets_zeros, w_size):
@@ -635,7 +635,7 @@ def _header(t, cut, has_bias, meets_zeros, w_size):
         cut.row_blocks, cut.column_blocks, cut.slabs, cut.splits, t.M, t.C, t.p.k[0], tiles, int(has_bias),
         t.source_image, t.C * t.source_steps[0], *t.source_steps[:3], t.out_image, t.M * t.out_steps[0],
         *t.out_steps[:3], *t.source, *phase.sizes[1:], first[0], step_z // max(t.p.k[0] - 1, 1), *first[1:],
-        int(meets_zeros), *t.w_steps, number, taps[1][1] - number, w_size, *plans._divisors(per_slice),
+        int(meets_zeros), *t.w_steps, number, taps[1][1] - number, w_size, *plans.divisors(per_slice),
     ]  # fmt: skip
     assert len(numbers) == HEADER
     return np.array(numbers, np.int64)
