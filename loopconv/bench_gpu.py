@@ -1,8 +1,8 @@
 """`python -m loopconv bench --backend cuda`: the public functions on a GPU against PyTorch's, which are cuDNN.
 
-Every layer at batch 1 and at a batch that fills the chip, first in full float32 on both sides and then with TF32 on
-both. Times are those of CUDA events. Calls go in turn through copies of their arrays that are together larger than the
-second-level cache, so that no call finds what the one before left there.
+Every layer at batch 1 and at a batch that fills the chip: in full float32 on both sides, with TF32 on both, and in
+float16. Times are those of CUDA events. Calls go in turn through copies of their arrays that are together larger than
+the second-level cache, so that no call finds what the one before left there.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ CACHES = 2
 # Result elements that fill the chip, for each multiprocessor: four blocks of 128 x 128.
 FILLING = 4 * 128 * 128
 MOST_IMAGES, MOST_BYTES = 256, 4 << 30
-# Fused multiply-adds in a clock of one multiprocessor, in float32 and in TF32: A100 and H100.
-UNITS = {(8, 0): (64, 512), (9, 0): (128, 1024)}
+# Precision of the products: the dtype of the arrays, and what `precision=` says.
+PRECISIONS = {"float32": ("float32", None), "tf32": ("float32", "tf32"), "float16": ("float16", None)}
+# Fused multiply-adds in a clock of one multiprocessor, in each of them: A100 and H100.
+UNITS = {(8, 0): (64, 512, 1024), (9, 0): (128, 1024, 2048)}
 # Error allowed by rounding both factors of a product to 10 bits after the first; 1 % is for the sums in float32.
 TF32 = 2 * 2**-11 * 1.01
+# By rounding a result to float16; and what tensor cores may cut of each sum of 16 products.
+HALF, CUT = 2**-11, 2**-23 / 16
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     chip, rows = facts(torch), []
     peers = ("torch",) if arguments.peers != [] else ()
     cells = [(at_batch(case, n), op) for case in layers.values() for n in batches(case, chip) for op in ops]
-    for precision in (None, "tf32"):
+    for precision in PRECISIONS:
         allow_tf32(torch, precision == "tf32")
         rows += [measure(torch, case, op, precision, peers, chip) for case, op in bench._shown(cells)]
     machine = {**bench.facts(arguments, ops, peers), **chip, "threads": 1}
@@ -82,7 +86,7 @@ def facts(torch) -> dict[str, Any]:
     peaks = [2 * units * properties.multi_processor_count * clock / 1e9 for units in UNITS[known]]
     return {
         "device": gpu.description(0), "processors": properties.multi_processor_count,
-        "cache_bytes": properties.L2_cache_size, "peak_gflops": {"float32": peaks[0], "tf32": peaks[1]},
+        "cache_bytes": properties.L2_cache_size, "peak_gflops": dict(zip(PRECISIONS, peaks)),
         "bandwidth_gbs": 2 * memory * width / 8 / 1e9, "cudnn": str(torch.backends.cudnn.version()),
         "driver": gpu.driver_version(),
     }  # fmt: skip
@@ -118,13 +122,14 @@ def batches(case, chip):
 # ------------------------------------------------------------------------------------------ one cell
 
 
-def tensors(torch, case, op, cache_bytes):
+def tensors(torch, case, op, dtype, cache_bytes):
     """Sets of (two factors, result) for the calls to go through, all with the same numbers."""
     g, generator = case.geometry, torch.Generator("cuda").manual_seed(0)
     shapes = {"x": g.x_shape, "w": g.w_shape, "y": g.y_shape}
     of = {"x": "y", "w": "w", "grad": "x"} if is_transposed(case) else {"x": "x", "w": "w", "grad": "y"}
     names = {"forward": ("x", "w", "grad"), "input_grad": ("grad", "w", "x"), "weight_grad": ("grad", "x", "w")}[op]
     first = [torch.randn(shapes[of[name]], device="cuda", generator=generator) for name in names]
+    first = [tensor.to(getattr(torch, dtype)) for tensor in first]
     size = sum(tensor.nbytes for tensor in first)
     copies = max(2, min(ceil(CACHES * cache_bytes / size), 512))
     return [first, *([tensor.clone() for tensor in first] for _ in range(copies - 1))]
@@ -156,13 +161,15 @@ def theirs(torch, case, op, given):
 def measure(torch, case, op, precision, peers, chip) -> dict[str, Any]:
     """Verify and time ours, and PyTorch's, on one op of one layer."""
     g, contraction = case.geometry, CONTRACTION[case.op][op]
+    dtype, asked = PRECISIONS[precision]
     row = {
-        "layer": case.name, "batch": g.batch, "op": op, "contraction": contraction, "precision": precision or "float32",
-        "macs": g.macs, "bytes": 4 * sum(map(prod, (g.x_shape, g.w_shape, g.y_shape))), "seconds": None, "wrong": "",
+        "layer": case.name, "batch": g.batch, "op": op, "contraction": contraction, "precision": precision,
+        "macs": g.macs, "bytes": np.dtype(dtype).itemsize * sum(map(prod, (g.x_shape, g.w_shape, g.y_shape))),
+        "seconds": None, "wrong": "",
         "peers": {}, "notes": {},
     }  # fmt: skip
-    sets = tensors(torch, case, op, chip["cache_bytes"])
-    calls = {"ours": partial(ours, case, op, precision)} | {name: partial(theirs, torch, case, op) for name in peers}
+    sets = tensors(torch, case, op, dtype, chip["cache_bytes"])
+    calls = {"ours": partial(ours, case, op, asked)} | {name: partial(theirs, torch, case, op) for name in peers}
     expected, allowed = expectation(torch, case, op, precision, sets[0])
     for name in list(calls):
         sets[0][2].fill_(torch.nan)
@@ -184,7 +191,9 @@ def expectation(torch, case, op, precision, given):
     exact, magnitude = theirs(torch, case, op, wide), theirs(torch, case, op, [tensor.abs() for tensor in wide])
     contraction = CONTRACTION[case.op][op]
     full = registry.tolerance(case.geometry, contraction, np.float32)
-    return exact, magnitude.mul_(full if precision is None else full + TF32)
+    if precision == "float16":
+        return exact, magnitude.mul_(full + CUT * case.geometry.terms[contraction]) + HALF * exact.abs()
+    return exact, magnitude.mul_(full + TF32 if precision == "tf32" else full)
 
 
 def fault(torch, call, expected, allowed):

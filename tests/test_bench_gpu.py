@@ -21,7 +21,7 @@ HEADER = "name,network,op,n,c_in,spatial,c_out,kernel,stride,padding,output_padd
 LAYERS = ("down,N,conv,16,3,9x8,4,3x2,2,1,0,1,1", "up,N,conv_transpose,1,4,5x5,6,3x3,2,1,1,1,2")
 CHIP = {
     "device": "Stand-in, compute capability 9.0, 1 GiB", "processors": 1, "cache_bytes": 20_000, "driver": "13.0",
-    "peak_gflops": {"float32": 100.0, "tf32": 800.0}, "bandwidth_gbs": 20.0, "cudnn": "91000",
+    "peak_gflops": {"float32": 100.0, "tf32": 800.0, "float16": 1600.0}, "bandwidth_gbs": 20.0, "cudnn": "91000",
 }  # fmt: skip
 
 
@@ -33,6 +33,9 @@ class Tensor(np.ndarray):
 
     def double(self):
         return self.astype(np.float64)
+
+    def to(self, dtype):
+        return self.astype(dtype)
 
     def abs(self):
         return np.abs(self)
@@ -69,7 +72,7 @@ class Torch:
 
     def __init__(self):
         self.precision, self.made, self.spoil = None, [], lambda result: result
-        self.nan, self.where = np.nan, np.where
+        self.nan, self.where, self.float32, self.float16 = np.nan, np.where, np.float32, np.float16
         self.cuda = SimpleNamespace(Event=Event, synchronize=lambda: None)
         self.backends = SimpleNamespace(cudnn=SimpleNamespace(conv=SimpleNamespace(fp32_precision=None)))
         functions = {f"conv{n}d": self.forward(loopconv.conv) for n in (1, 2, 3)}
@@ -84,7 +87,7 @@ class Torch:
 
     def note(self, result):
         self.made.append((result.dtype.name, self.backends.cudnn.conv.fp32_precision))
-        return (self.spoil(result) if result.dtype == np.float32 else result).view(Tensor)
+        return (result if result.dtype == np.float64 else self.spoil(result)).view(Tensor)
 
     def forward(self, function):
         return lambda x, w, **settings: self.note(function(x, w, **settings))
@@ -139,7 +142,7 @@ def test_every_layer_batch_op_and_precision(saved, torch, capsys):
     sizes = {"down": (1, 16), "up": (1, 2)}  # 4x5x5 and 6x10x10 results of an image, to 1000 of them
     assert cells == [
         (precision, name, batch, op)
-        for precision in ("float32", "tf32") for name in sizes for batch in sizes[name] for op in bench.OPS
+        for precision in bench_gpu.PRECISIONS for name in sizes for batch in sizes[name] for op in bench.OPS
     ]  # fmt: skip
     for row in rows:
         assert (row["wrong"], row["notes"], row["best"]) == ("", {}, "torch")
@@ -147,7 +150,8 @@ def test_every_layer_batch_op_and_precision(saved, torch, capsys):
         flops = CHIP["peak_gflops"][row["precision"]] * 1e9
         bound = max(2 * row["macs"] / flops, row["bytes"] / 20e9)
         assert row["percent"] == pytest.approx(100 * bound / row["seconds"])
-    assert set(torch.made) == {(d, p) for d in ("float32", "float64") for p in ("ieee", "tf32")}
+    made = {(d, p) for d in ("float32", "float64") for p in ("ieee", "tf32")} | {("float16", "ieee")}
+    assert set(torch.made) == made
     assert {precision for *_, precision, _ in torch.asked} == {None, "tf32"}
     assert run["machine_info"]["device"] == CHIP["device"]
     assert "--backend cuda --ops forward,input_grad,weight_grad --peers torch" in run["machine_info"]["command"]
@@ -160,7 +164,7 @@ def test_calls_go_round_through_more_than_the_cache(saved, torch):
     case = bench.read_layers(saved.with_name("tiny.csv"))["down"]
     g = bench_gpu.at_batch(case, 1).geometry
     size = 4 * (prod(g.x_shape) + prod(g.w_shape) + prod(g.y_shape))
-    copies = bench_gpu.tensors(torch, bench_gpu.at_batch(case, 1), "forward", CHIP["cache_bytes"])
+    copies = bench_gpu.tensors(torch, bench_gpu.at_batch(case, 1), "forward", "float32", CHIP["cache_bytes"])
     assert len(copies) * size >= 2 * CHIP["cache_bytes"]
     assert all(np.array_equal(a, b) for a, b in zip(copies[0], copies[-1]))
     assert not np.shares_memory(copies[0][0], copies[-1][0])
@@ -188,9 +192,9 @@ def test_the_tables_of_a_run(saved, capsys, monkeypatch, tmp_path):
     assert "CUDA 13.0, cuDNN 91000" in text
     titles = [line for line in text.splitlines() if line.startswith("**") and "batch" in line]
     kinds = ("batch 1", "a batch that fills the chip")
-    assert titles == [f"**{precision}, {kind}.**" for precision in ("float32", "tf32") for kind in kinds]
-    assert text.count("| layer | bound by | forward ms (% of bound) | torch / ours |") == 4
-    assert text.count("| down | ") == text.count("| down x16 | ") == 2
+    assert titles == [f"**{precision}, {kind}.**" for precision in bench_gpu.PRECISIONS for kind in kinds]
+    assert text.count("| layer | bound by | forward ms (% of bound) | torch / ours |") == 6
+    assert text.count("| down | ") == text.count("| down x16 | ") == 3
 
 
 REFUSED = [
