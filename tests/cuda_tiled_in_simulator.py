@@ -14,7 +14,7 @@ from loopconv import geometry, registry
 from loopconv.cases import CASES
 from loopconv.cuda import driver, intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
-from loopconv.cuda.tiles import CHIPS, Tile
+from loopconv.cuda.tiles import CHIPS, TILES, WEIGHT_TILES, Tile
 
 BY_NAME = {case.name: case.geometry for case in CASES}
 # A simulated thread takes 0.1 ms a slab, so blocks are single warps, and the rest of the table is for the small groups.
@@ -163,6 +163,29 @@ def test_what_is_past_two_billion_elements_has_64_bits():
     launch = plan_of("weight", g, Numbers("float32"), WHOLE).launches[0]
     assert launch.grid < 2**31
     assert launch.numbers[tiled.W_STEPS] / launch.numbers[tiled.W_SPLITS] < 2**30
+
+
+@pytest.mark.parametrize("capability", CHIPS)
+def test_blocks_fit_shared_memory(capability):
+    """As many of them as registers are bounded for, each with the 1 KiB that the driver takes."""
+    g, chip = geometry.conv((2, 64, 15, 15), (64, 64, 3, 3), padding=1), CHIPS[capability]
+    for tables, contraction in ((TILES, "forward"), (WEIGHT_TILES, "weight")):
+        for table, tiles in tables[capability].items():
+            numbers = {"half": Numbers("float16"), "tf32": Numbers("float32", "tf32")}.get(table) or Numbers(table)
+            for tile in tiles:
+                launches = plans.tile_plan(contraction, g, numbers, capability, False, tile).launches
+                shared = max(launch.shared for launch in launches)
+                assert shared <= chip.shared
+                assert tile.resident * (shared + 1024) <= chip.shared + 1024
+    assert winograd.plan("forward", g, FLOAT32, capability).launches[1].shared <= chip.shared
+    if capability in ((8, 0), (9, 0)):
+        assert winograd.plan("weight", g, FLOAT32, capability).launches[0].shared <= chip.shared
+    else:
+        assert not winograd.is_faster(geometry.conv((256, 64, 56, 56), (64, 64, 3, 3)), "weight", capability)
+        with pytest.raises(
+            ValueError, match=r"^algorithm must not be 'winograd2' for weight gradients on this GPU: it t"
+        ):
+            winograd.plan("weight", g, FLOAT32, capability)
 
 
 def test_nan_reaches_only_the_sums_it_is_in():

@@ -71,7 +71,7 @@ def kernels(capability):
 
     found = {}
     for case, contraction, dtype in product(CASES, registry.CONTRACTIONS, DTYPES):
-        for settings, aligned in ways(contraction, case.geometry, dtype):
+        for settings, aligned in ways(contraction, case.geometry, dtype, capability):
             plan = driver.plan_of(settings, aligned, capability)
             for launch in plan.launches:
                 types = build.memory_types(launch, plan.rooms, dtype)
@@ -82,13 +82,14 @@ def kernels(capability):
     return found
 
 
-def ways(contraction, g, dtype):
+def ways(contraction, g, dtype, capability):
     """All settings of calls of this contraction."""
-    from loopconv.cuda import driver
+    from loopconv.cuda import driver, winograd
 
     for algorithm in driver.algorithms(contraction, g):
         precisions = driver.precisions(contraction, g, dtype) if algorithm == "tiled" else ()
-        if dtype in driver.ONLY.get(algorithm, DTYPES):
+        fits = algorithm != "winograd2" or winograd.fits(contraction, capability)
+        if fits and dtype in driver.ONLY.get(algorithm, DTYPES):
             for precision, has_bias, aligned in product((None, *precisions), (False, True), (False, True)):
                 yield driver.Settings(contraction, g, dtype, algorithm, precision, has_bias), aligned
 
@@ -322,7 +323,7 @@ def gpu_test(function):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_kernel_on_every_case(case, contraction):
     for dtype in DTYPES:
-        for settings, aligned in ways(contraction, case.geometry, dtype):
+        for settings, aligned in ways(contraction, case.geometry, dtype, gpu.capability(0)):
             with_bias = settings.has_bias and contraction != "weight"
             check(contraction, case.geometry, dtype, settings.algorithm, settings.precision, with_bias, 1 - aligned)
 

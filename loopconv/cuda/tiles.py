@@ -7,6 +7,7 @@ class Chip(NamedTuple):
     """What of a device decides block sizes."""
 
     processors: int  # streaming multiprocessors
+    shared: int  # bytes of shared memory that a block may have; a multiprocessor has 1 KiB more
 
 
 class Tile(NamedTuple):
@@ -25,8 +26,13 @@ class Tile(NamedTuple):
     share: float
 
 
-# 8.0: A100, 9.0: H100. Other devices take the entry of the nearest lower capability.
-CHIPS = {(8, 0): Chip(108), (9, 0): Chip(132)}
+# A100, RTX 3090, H100, RTX 5090. Other devices take the entry of the nearest lower capability.
+CHIPS = {
+    (8, 0): Chip(108, 163 << 10),
+    (8, 6): Chip(82, 99 << 10),
+    (9, 0): Chip(132, 227 << 10),
+    (12, 0): Chip(170, 99 << 10),
+}
 
 # 128 x 128 needs 128 registers of 256 threads: two blocks fill the register file. The smaller ones are for results
 # that would leave multiprocessors without a block, and for few channels.
@@ -40,7 +46,7 @@ _FLOAT32 = (
 _FLOAT64 = (
     Tile(128, 64, (4, 2), 8, 3, 2, 0.80),
     Tile(64, 64, (2, 2), 8, 3, 4, 0.70),
-    Tile(16, 128, (1, 2), 8, 3, 4, 0.50),
+    Tile(16, 128, (1, 2), 8, 3, 3, 0.50),
 )
 # Of tensor cores; a slab has 64 bytes of each row and column. In a warp's tile of 64 x 64, 64 `mma` read 16 KiB.
 _TF32 = (
@@ -49,11 +55,25 @@ _TF32 = (
     Tile(64, 64, (2, 2), 16, 4, 4, 0.35),
 )
 _HALF = tuple(tile._replace(depth=32) for tile in _TF32)
+_WEIGHT_TF32 = tuple(tile._replace(stages=3) for tile in _TF32)  # as many blocks have room for three slabs each
 # The weight gradient finds where its pixels lie once for a slab, so its slabs are deeper.
 _WEIGHT32 = tuple(tile._replace(stages=2, resident=min(tile.resident, 3), share=tile.share * 0.93) for tile in _FLOAT32)
-TILES = {capability: {"float32": _FLOAT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS}
+
+
+def _tables(chip, **tables):
+    """The tables of a chip: with less shared memory, as many blocks have two slabs each."""
+    if chip.shared > 100 << 10:
+        return tables
+    return {name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in tables.items()}
+
+
+TILES = {
+    capability: _tables(chip, float32=_FLOAT32, float64=_FLOAT64, half=_HALF, tf32=_TF32)
+    for capability, chip in CHIPS.items()
+}
 WEIGHT_TILES = {
-    capability: {"float32": _WEIGHT32, "float64": _FLOAT64, "half": _HALF, "tf32": _TF32} for capability in CHIPS
+    capability: _tables(chip, float32=_WEIGHT32, float64=_FLOAT64, half=_HALF, tf32=_WEIGHT_TF32)
+    for capability, chip in CHIPS.items()
 }
 
 # Winograd's: result channels by tiles of 2 x 2 pixels, and in the weight gradient channels of y by those of x, in all

@@ -533,9 +533,14 @@ def is_exact(geometry, contraction):
     return plans.sum_of(geometry, contraction).C >= 8
 
 
+def fits(contraction, capability):
+    """Whether a block fits the shared memory of a GPU: 110 KiB of weight gradients do not, where there are 99."""
+    return contraction != "weight" or weight_shared("float32", WINOGRAD_WEIGHT) <= CHIPS[nearest(capability)].shared
+
+
 def is_faster(geometry, contraction, capability):
     """Whether it is expected to be faster than implicit GEMM in float32, by the multiply-adds of whole blocks."""
-    if plans.is_grouped(geometry, contraction):
+    if plans.is_grouped(geometry, contraction) or not fits(contraction, capability):
         return False
     known = nearest(capability)
     chip, is_weight = CHIPS[known], contraction == "weight"
@@ -616,15 +621,26 @@ def sum_plan(geometry, contraction, numbers, has_bias=False, tile=WINOGRAD):
 
 def weight_plan(geometry, numbers, capability=(9, 0), tile=WINOGRAD_WEIGHT):
     """The weight gradient: multiply, and add up the parts where there are several."""
+    chip, shared = CHIPS[nearest(capability)], weight_shared(numbers.compute, tile)
+    if not fits("weight", capability):
+        raise ValueError(
+            "algorithm must not be 'winograd2' for weight gradients on this GPU: it takes "
+            f"{shared >> 10} KiB of shared memory, and a block has {chip.shared >> 10}"
+        )
     t = plans.sum_of(geometry, "forward")
-    cut, constants = _weight_cut(t, tile, CHIPS[nearest(capability)]), (numbers.compute, tile.quads, tile.depth)
+    cut, constants = _weight_cut(t, tile, chip), (numbers.compute, tile.quads, tile.depth)
     size, threads = prod(geometry.w_shape), sizes_of(*constants[1:])[-1]
     multiply = Launch(
         make_winograd_weight, constants, ("x", "y", "partial" if cut.splits > 1 else "w"),
-        _header(t, cut, False, True, size), cut.blocks * cut.splits, threads,
-        np.dtype(numbers.compute).itemsize * shared_elements(*constants[1:], PAD) + 8 * (3 * threads + 7),
+        _header(t, cut, False, True, size), cut.blocks * cut.splits, threads, shared,
     )  # fmt: skip
     return plans.with_parts((multiply,), numbers, cut.splits, size)
+
+
+def weight_shared(dtype, tile):
+    """Bytes of shared memory of a block of the weight gradient."""
+    threads = sizes_of(tile.quads, tile.depth)[-1]
+    return np.dtype(dtype).itemsize * shared_elements(tile.quads, tile.depth, PAD) + 8 * (3 * threads + 7)
 
 
 def _header(t, cut, has_bias, meets_zeros, w_size):
