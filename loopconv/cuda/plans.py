@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopconv.cuda import fragments, grouped, tensor, tiled
-from loopconv.cuda.emit import WIDE
+from loopconv.cuda import depthwise, fragments, grouped, tensor, tiled
+from loopconv.cuda.emit import QUAD, WIDE
 from loopconv.cuda.stages import DTYPES, Launch, Plan
+from loopconv.cuda.strips import meets
 from loopconv.cuda.tiles import (
     CHIPS,
+    DEPTHWISE,
     GROUPED,
     GROUPED_WEIGHT,
     MOST_SPLITS,
@@ -113,6 +115,15 @@ def is_grouped(geometry, contraction):
     return g.groups > 1 and rows <= SMALL_GROUP and steps <= SMALL_STEPS
 
 
+def is_depthwise(geometry, contraction, numbers):
+    """Whether each group has one channel of x and of y, a tile and its taps fit a thread, and tiles have 31 bits."""
+    g = geometry
+    if not g.c == g.k == g.groups:
+        return False
+    cut = depthwise_cut(g, contraction, numbers)
+    return cut is not None and g.batch * g.groups * cut.tiles[0] < 2**31 - DEPTHWISE.threads
+
+
 def is_pointwise(phases):
     """Whether every result pixel reads just the source pixel in its place."""
     return all(len(phase.taps) == 1 and not any(phase.taps[0][1]) for phase in phases)
@@ -131,6 +142,8 @@ def is_in_runs(sizes, steps, image, run):
 
 def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
+    if is_depthwise(geometry, contraction, numbers):
+        return depthwise_plan(contraction, geometry, numbers, capability, has_bias)
     if not is_grouped(geometry, contraction):
         return tile_plan(contraction, geometry, numbers, capability, has_bias)
     if contraction == "weight":
@@ -305,6 +318,124 @@ def weight_plan(geometry, numbers, capability, tile=None):
         tiled.threads_of(*constants[:3]), tiled.weight_shared(*constants), tile.resident,
     )  # fmt: skip
     return _in_parts((multiply,), numbers, splits, size)
+
+
+# ------------------------------------------------------------------------------------------ depthwise
+
+
+class Cut(NamedTuple):
+    """How a depthwise kernel cuts planes, of the result or of y, into tiles."""
+
+    sizes: tuple  # of a plane: slices, rows, columns
+    rows: tuple  # (first, step, axis), as `depthwise.forward_axis` has it
+    columns: tuple
+    words: int  # numbers that a thread holds at once
+    wide: bool  # whether a tile's columns are all there, and can be written 16 bytes, or all, at a time
+
+    @property
+    def height(self):
+        return len(self.rows[2])
+
+    @property
+    def width(self):
+        return len(self.columns[2])
+
+    @property
+    def tiles(self):
+        """Tiles of a plane, of a slice, and of a row."""
+        across = -(-self.sizes[2] // self.width)
+        of_slice = -(-self.sizes[1] // self.height) * across
+        return self.sizes[0] * of_slice, of_slice, across
+
+
+@lru_cache(maxsize=256)
+def depthwise_cut(geometry, contraction, numbers):
+    """The cut with the tallest tiles that fit; None where none does."""
+    p, is_weight = problem(geometry), contraction == "weight"
+    sizes, units, make = p.y, (1, 1, 1), depthwise.forward_axis
+    if contraction == "adjoint":
+        sizes, units, make = p.x, p.stride, depthwise.adjoint_axis
+    row_axis, column_axis = list(zip(p.k, p.stride, p.dilation, p.pad))[1:]
+    for most in range(DEPTHWISE.rows, 0, -1):
+        height = -(-sizes[1] // -(-sizes[1] // most))
+        height = -(-height // units[1]) * units[1]
+        width, wide = _width(sizes[2], height, units[2], numbers, is_weight)
+        rows, columns = make(*row_axis, height), make(*column_axis, width)
+        down, across = len(meets(rows[2])), len(meets(columns[2]))
+        words = height * width + p.k[1] * p.k[2] + across * (down if is_weight else 1)
+        products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
+        room = DEPTHWISE.words * np.dtype(np.float32).itemsize // np.dtype(numbers.compute).itemsize
+        if words <= room and across <= 32 and products <= DEPTHWISE.products:
+            return Cut(sizes, rows, columns, words, wide)
+    return None
+
+
+def _width(size, height, unit, numbers, is_weight):
+    """(columns of a tile, whether they can be written at once).
+
+    y's are whole tiles in the weight gradient, where a pixel that is not there would make NaN of zero times what only
+    others meet.
+    """
+    widths = [unit << n for n in range(4) if height * unit << n <= DEPTHWISE.results]
+    if is_weight:
+        return max(n for n in widths if not size % n and n <= QUAD), False
+    whole = [n for n in widths if n <= numbers.run and not size % n and not n & (n - 1)]
+    if whole:
+        return max(whole), max(whole) > 1
+    return max([unit, *(n for n in widths if height * n <= QUAD)]), False
+
+
+def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
+    """The plan of a call that `is_depthwise`."""
+    if contraction == "weight":
+        return depthwise_weight_plan(geometry, numbers, capability)
+    p, cut = problem(geometry), depthwise_cut(geometry, contraction, numbers)
+    source, out = ("x", "y") if contraction == "forward" else ("y", "x")
+    every, threads = p.stride[0] if contraction == "adjoint" else 1, DEPTHWISE.threads
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, every, cut.wide, threads
+    tiles = p.N * p.G * cut.tiles[0]
+    launch = Launch(
+        depthwise.make_depthwise_sum, constants, (source, "w", "bias" if has_bias else "w", out),
+        _depthwise_header(p, contraction, cut, tiles, has_bias, 1), -(-tiles // threads), threads,
+        resident=_resident(cut, numbers),
+    )  # fmt: skip
+    return Plan((launch,), {})
+
+
+def depthwise_weight_plan(geometry, numbers, capability):
+    """The weight gradient of depthwise layers: each block sums a part of a channel's tiles."""
+    p, cut, threads = problem(geometry), depthwise_cut(geometry, "weight", numbers), DEPTHWISE.threads
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, threads
+    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.k[0], _resident(cut, numbers)
+    places = CHIPS[nearest(capability)].processors * resident
+    parts = max(1, min(places // blocks, tiles // (DEPTHWISE.turns * threads), MOST_SPLITS))
+    launch = Launch(
+        depthwise.make_depthwise_weight, constants, ("x", "y", "partial" if parts > 1 else "w"),
+        _depthwise_header(p, "weight", cut, tiles, False, parts), blocks * parts, threads,
+        prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
+    )  # fmt: skip
+    return _in_parts((launch,), numbers, parts, prod(geometry.w_shape))
+
+
+def _resident(cut, numbers):
+    """Blocks of a multiprocessor whose threads have the registers for what they hold, and some for positions."""
+    words = cut.words * np.dtype(numbers.compute).itemsize // np.dtype(np.float32).itemsize
+    return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // (words + DEPTHWISE.others))
+
+
+def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):
+    source, source_steps, tile_steps, depth = p.x, p.x_step, p.y_step, (-p.pad[0], p.stride[0], p.dilation[0])
+    if contraction == "adjoint":
+        source, source_steps, tile_steps, depth = p.y, p.y_step, p.x_step, (p.pad[0], 1, -p.dilation[0])
+    rows = [
+        *((*_divisor(size), 0) for size in (*cut.tiles, p.G, p.k[0])),
+        (tiles, int(has_bias), -(-tiles // parts), 0), (*source, source_steps[2]), (*depth, 0),
+        (*cut.rows[:2], *cut.columns[:2]), (*cut.sizes[1:], tile_steps[2], 0),
+    ]  # fmt: skip
+    steps = [*source_steps[:2], *tile_steps[:2], p.G * prod(p.k)]
+    words = np.array(rows, np.int64).astype(np.uint32).reshape(-1).view(np.int64)
+    assert len(words) + len(steps) == depthwise.HEADER
+    return np.array([*words, *steps], np.int64)
 
 
 # --------------------------------------------------------------------------------------- tensor cores
@@ -500,11 +631,13 @@ def _phases(t, counts):
 
 def _divisors(sizes):
     """Pixels of an image, a slice and a row, each as (number, multiplier, shift)."""
-    numbers = []
-    for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]):
-        bits = (size - 1).bit_length()
-        numbers += [size, -(-(2 ** (31 + bits)) // size), 31 + bits]
-    return numbers
+    return [number for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]) for number in _divisor(size)]
+
+
+def _divisor(size):
+    """(number, multiplier, shift): i // number is (i * multiplier) >> shift for 0 <= i < 2**31."""
+    bits = (size - 1).bit_length()
+    return size, -(-(2 ** (31 + bits)) // size), 31 + bits
 
 
 def _add_up(numbers, parts, size, plane, channels, has_bias, out):
