@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loopconv.cuda import depthwise, fragments, grouped, tensor, tiled
-from loopconv.cuda.emit import QUAD, WIDE
+from loopconv.cuda.emit import WIDE
 from loopconv.cuda.stages import DTYPES, Launch, Plan
 from loopconv.cuda.strips import meets
 from loopconv.cuda.tiles import (
@@ -329,60 +329,64 @@ class Cut(NamedTuple):
     sizes: tuple  # of a plane: slices, rows, columns
     rows: tuple  # (first, step, axis), as `depthwise.forward_axis` has it
     columns: tuple
-    words: int  # numbers that a thread holds at once
     wide: bool  # whether a tile's columns are all there, and can be written 16 bytes, or all, at a time
-
-    @property
-    def height(self):
-        return len(self.rows[2])
-
-    @property
-    def width(self):
-        return len(self.columns[2])
+    words: int  # numbers that a thread holds at once
+    time: float  # expected for a plane
 
     @property
     def tiles(self):
         """Tiles of a plane, of a slice, and of a row."""
-        across = -(-self.sizes[2] // self.width)
-        of_slice = -(-self.sizes[1] // self.height) * across
-        return self.sizes[0] * of_slice, of_slice, across
+        down, across = (-(-size // len(axis)) for size, (_, _, axis) in zip(self.sizes[1:], (self.rows, self.columns)))
+        return self.sizes[0] * down * across, down * across, across
 
 
 @lru_cache(maxsize=256)
 def depthwise_cut(geometry, contraction, numbers):
-    """The cut with the tallest tiles that fit; None where none does."""
-    p, is_weight = problem(geometry), contraction == "weight"
-    sizes, units, make = p.y, (1, 1, 1), depthwise.forward_axis
-    if contraction == "adjoint":
-        sizes, units, make = p.x, p.stride, depthwise.adjoint_axis
-    row_axis, column_axis = list(zip(p.k, p.stride, p.dilation, p.pad))[1:]
-    for most in range(DEPTHWISE.rows, 0, -1):
-        height = -(-sizes[1] // -(-sizes[1] // most))
-        height = -(-height // units[1]) * units[1]
-        width, wide = _width(sizes[2], height, units[2], numbers, is_weight)
-        rows, columns = make(*row_axis, height), make(*column_axis, width)
-        down, across = len(meets(rows[2])), len(meets(columns[2]))
-        words = height * width + p.k[1] * p.k[2] + across * (down if is_weight else 1)
-        products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
-        room = DEPTHWISE.words * np.dtype(np.float32).itemsize // np.dtype(numbers.compute).itemsize
-        if words <= room and across <= 32 and products <= DEPTHWISE.products:
-            return Cut(sizes, rows, columns, words, wide)
-    return None
+    """The cut that is expected to be done first; None where no tile, with its taps, fits into registers."""
+    p = problem(geometry)
+    sizes, units = (p.x, p.stride) if contraction == "adjoint" else (p.y, (1, 1, 1))
+    heights = {-(-sizes[1] // -(-sizes[1] // most)) for most in range(1, DEPTHWISE.rows + 1)}
+    shapes = product(sorted({-(-n // units[1]) * units[1] for n in heights}), [units[2] << n for n in range(4)])
+    cuts = [
+        _cut(p, contraction, numbers, sizes, shape)
+        for shape in shapes
+        if (prod(shape) <= DEPTHWISE.results or shape == units[1:]) and prod(p.k[1:]) <= DEPTHWISE.words
+    ]
+    return min((cut for cut in cuts if cut), key=lambda cut: cut.time, default=None)
 
 
-def _width(size, height, unit, numbers, is_weight):
-    """(columns of a tile, whether they can be written at once).
+def _cut(p, contraction, numbers, sizes, shape):
+    """The cut into tiles of (rows, columns); None where they do not fit.
 
-    y's are whole tiles in the weight gradient, where a pixel that is not there would make NaN of zero times what only
-    others meet.
+    It takes as long as its instructions, of which a multiprocessor issues four at a time, or the turns of its first
+    cache: one for each 128 bytes from the first thread of a warp to the last.
     """
-    widths = [unit << n for n in range(4) if height * unit << n <= DEPTHWISE.results]
-    if is_weight:
-        return max(n for n in widths if not size % n and n <= QUAD), False
-    whole = [n for n in widths if n <= numbers.run and not size % n and not n & (n - 1)]
-    if whole:
-        return max(whole), max(whole) > 1
-    return max([unit, *(n for n in widths if height * n <= QUAD)]), False
+    make = depthwise.adjoint_axis if contraction == "adjoint" else depthwise.forward_axis
+    axes = list(zip(p.k, p.stride, p.dilation, p.pad))[1:]
+    rows, columns = (make(*axis, n) for axis, n in zip(axes, shape))
+    height, width = shape
+    down, across, taps = len(meets(rows[2])), len(meets(columns[2])), prod(p.k[1:])
+    products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
+    # y's tiles are whole: a pixel that is not there would make NaN of zero times what only others meet
+    is_weight, is_whole = contraction == "weight", not sizes[2] % width
+    words = height * width + taps + across * (down if is_weight else 1)
+    # what goes around in loops besides
+    words += DEPTHWISE.carried * (is_weight or p.k[0] > 1)
+    fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and products <= DEPTHWISE.products
+    if not fits or (is_weight and not is_whole):
+        return None
+    wide = numbers.aligned and is_whole and width > 1 and not is_weight and not width & (width - 1)
+    moves = height * (-(-width // numbers.run) if wide else width)
+    lane = numbers.stored.itemsize / 4
+    turns = down * across * max(columns[1] * lane, 1) + moves * max(width * lane, 1)
+    instructions = 90 + 2.5 * down * across + 3 * moves + taps * (not is_weight) + products
+    cut = Cut(sizes, rows, columns, wide, words, 0)
+    return cut._replace(time=cut.tiles[0] * max(instructions / 4, turns))
+
+
+def _size_of(numbers):
+    """Registers of a number of the sums."""
+    return np.dtype(numbers.compute).itemsize // 4
 
 
 def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
@@ -419,8 +423,8 @@ def depthwise_weight_plan(geometry, numbers, capability):
 
 def _resident(cut, numbers):
     """Blocks of a multiprocessor whose threads have the registers for what they hold, and some for positions."""
-    words = cut.words * np.dtype(numbers.compute).itemsize // np.dtype(np.float32).itemsize
-    return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // (words + DEPTHWISE.others))
+    registers = cut.words * _size_of(numbers) + DEPTHWISE.others
+    return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // registers)
 
 
 def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):

@@ -73,15 +73,18 @@ class Depthwise(NamedTuple):
 
     threads: int
     rows: int  # of a tile, at most
-    results: int  # of a tile, at most, but for those that one stride of the adjoint takes
-    words: int  # 32 bits of what a thread holds at once: sums, taps, source pixels
+    results: int  # of a tile, at most, but for those of all phases of the adjoint
+    words: int  # registers for what a thread holds at once: sums, taps, source pixels
+    carried: int  # of these, for what loops carry besides
     others: int  # registers for all else
     products: int  # that are unrolled
     resident: int  # blocks on one multiprocessor, at most
     turns: int  # tiles of each thread of the weight gradient, at least
 
 
-DEPTHWISE = Depthwise(threads=128, rows=8, results=16, words=112, others=32, products=1024, resident=8, turns=8)
+DEPTHWISE = Depthwise(
+    threads=128, rows=8, results=16, words=136, carried=24, others=40, products=1024, resident=8, turns=2
+)
 
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
 SPLIT_SLABS = 8
