@@ -9,6 +9,7 @@ from loopconv import geometry
 from loopconv.cuda import build, plans, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.tiles import TILES, WEIGHT_TILES
+from loopconv.registry import CONTRACTIONS
 
 CAPABILITIES = (8, 0), (9, 0)
 
@@ -16,7 +17,13 @@ CAPABILITIES = (8, 0), (9, 0)
 GENERAL = geometry.conv((2, 64, 15, 15), (64, 64, 3, 3), padding=1)
 VOLUMES = geometry.conv((2, 64, 5, 7, 9), (64, 64, 3, 3, 3), padding=1)
 POINTWISE = geometry.conv((2, 64, 16, 16), (64, 64, 1, 1))
-DEPTHWISE = geometry.conv((2, 64, 15, 15), (64, 1, 3, 3), padding=1, groups=64)
+# Of depthwise layers, the plain one, one with phases, the most taps, and a loop over slices.
+DEPTHWISE = {
+    "3x3": geometry.conv((2, 64, 16, 16), (64, 1, 3, 3), padding=1, groups=64),
+    "5x5 in steps of 2": geometry.conv((2, 64, 16, 16), (64, 1, 5, 5), padding=2, stride=2, groups=64),
+    "7x7": geometry.conv((2, 64, 16, 16), (64, 1, 7, 7), padding=3, groups=64),
+    "volumes": geometry.conv((2, 64, 3, 16, 16), (64, 1, 3, 3, 3), padding=1, groups=64),
+}
 GROUPS = geometry.conv((2, 64, 15, 15), (64, 4, 3, 3), padding=1, groups=16)
 
 # How the numbers of each table of tiles are stored, and their precision.
@@ -45,9 +52,13 @@ def kernels(capability):
                 "float32",
             )
     for storage in ("float32", "float64"):
-        for name, g in (("depthwise", DEPTHWISE), ("groups", GROUPS)):
-            add(f"sum {storage} {name}", plans.plan("forward", g, Numbers(storage), capability), storage)
-        add(f"weight {storage} depthwise", plans.plan("weight", DEPTHWISE, Numbers(storage), capability), storage)
+        for contraction, name in (("forward", "sum"), ("weight", "weight")):
+            add(f"{name} {storage} groups", plans.plan(contraction, GROUPS, Numbers(storage), capability), storage)
+    for storage in ("float32", "bfloat16", "float64"):
+        for name, g in DEPTHWISE.items() if storage == "float32" else [("3x3", DEPTHWISE["3x3"])]:
+            for contraction in CONTRACTIONS:
+                plan = plans.plan(contraction, g, Numbers(storage), capability)
+                add(f"depthwise {contraction} {storage} {name}", plan, storage)
     for name, contraction, position in (("weights", "forward", 0), ("sum", "forward", 1), ("weight", "weight", 0)):
         plan = winograd.plan(contraction, GENERAL, Numbers("float32"), capability)
         add(f"winograd {name}", plan, "float32", position)

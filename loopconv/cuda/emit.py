@@ -51,6 +51,19 @@ def read(builder, pointer, i, dtype):
     return widened(builder, builder.load(address_of(builder, pointer, i, element, element, GLOBAL)), dtype)
 
 
+def read_if(builder, address, offset, bits, dtype):
+    """What lies `offset` elements after an address of `dtype`, where some of `bits` are set, and else 0.
+
+    The load is guarded by a predicate, where branches would take more instructions.
+    """
+    element, size = element_of(dtype), dtype.bitwidth // 8
+    letter, kind = {F64: ("d", "f64"), F32: ("f", "f32")}.get(element, ("h", "b16"))
+    code = f"{{.reg .pred %p<1>; setp.ne.u32 %p0, $2, 0; @%p0 ld.global.nc.{kind} $0, [$1+{offset * size}];}}"
+    zero = ir.Constant(element, 0)
+    value = assemble(builder, element, code, f"={letter},l,r,0", [builder.ptrtoint(address, I64), bits, zero])
+    return widened(builder, value, dtype)
+
+
 def widened(builder, value, dtype):
     """What was read of an array of `dtype` as a number of the sums."""
     if dtype == types.float16:

@@ -8,7 +8,7 @@ from numba.cuda import types
 
 from loopconv.cuda import emit
 from loopconv.cuda.elements import load, store
-from loopconv.cuda.emit import F32, GLOBAL, I32, I64, QUAD, SHARED, WIDE
+from loopconv.cuda.emit import GLOBAL, I32, I64, QUAD, SHARED, WIDE
 from loopconv.cuda.intrinsics import SIMULATED, fma_step, paired
 
 if not SIMULATED:
@@ -38,14 +38,10 @@ def make_patch(side):
         def codegen(context, builder, signature, values):
             pointer, i, pitch, mask = values
             element, parts = emit.element_of(array.dtype), []
-            letter, kind = ("f", "f32") if element == F32 else ("h", "b16")
-            code = f"{{.reg .pred %p<1>; setp.ne.u32 %p0, $2, 0; @%p0 ld.global.nc.{kind} $0, [$1];}}"
             for n, (row, column) in enumerate(spots):
-                at = builder.add(builder.add(i, builder.mul(pitch, I64(row))), I64(column))
+                at = builder.add(i, builder.mul(pitch, I64(row)))
                 address = emit.address_of(builder, pointer, at, element, element, GLOBAL)
-                operands = [builder.ptrtoint(address, I64), builder.and_(mask, I32(1 << n)), ir.Constant(element, 0)]
-                value = emit.assemble(builder, element, code, f"={letter},l,r,0", operands)
-                parts.append(emit.widened(builder, value, array.dtype))
+                parts.append(emit.read_if(builder, address, column, builder.and_(mask, I32(1 << n)), array.dtype))
             return context.make_tuple(builder, signature.return_type, parts)
 
         return types.UniTuple(types.float32, side * side)(array, types.int64, types.int64, types.int32), codegen

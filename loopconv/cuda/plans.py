@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopconv.cuda import fragments, grouped, tensor, tiled
+from loopconv.cuda import depthwise, fragments, grouped, tensor, tiled
 from loopconv.cuda.emit import WIDE
 from loopconv.cuda.stages import DTYPES, Launch, Plan
+from loopconv.cuda.strips import meets
 from loopconv.cuda.tiles import (
     CHIPS,
+    DEPTHWISE,
     GROUPED,
     GROUPED_WEIGHT,
     MOST_SPLITS,
@@ -113,6 +115,15 @@ def is_grouped(geometry, contraction):
     return g.groups > 1 and rows <= SMALL_GROUP and steps <= SMALL_STEPS
 
 
+def is_depthwise(geometry, contraction, numbers):
+    """Whether each group has one channel of x and of y, a tile and its taps fit a thread, and tiles have 31 bits."""
+    g = geometry
+    if not g.c == g.k == g.groups:
+        return False
+    cut = depthwise_cut(g, contraction, numbers)
+    return cut is not None and g.batch * g.groups * cut.tiles[0] < 2**31 - DEPTHWISE.threads
+
+
 def is_pointwise(phases):
     """Whether every result pixel reads just the source pixel in its place."""
     return all(len(phase.taps) == 1 and not any(phase.taps[0][1]) for phase in phases)
@@ -131,6 +142,8 @@ def is_in_runs(sizes, steps, image, run):
 
 def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
+    if is_depthwise(geometry, contraction, numbers):
+        return depthwise_plan(contraction, geometry, numbers, capability, has_bias)
     if not is_grouped(geometry, contraction):
         return tile_plan(contraction, geometry, numbers, capability, has_bias)
     if contraction == "weight":
@@ -305,6 +318,128 @@ def weight_plan(geometry, numbers, capability, tile=None):
         tiled.threads_of(*constants[:3]), tiled.weight_shared(*constants), tile.resident,
     )  # fmt: skip
     return with_parts((multiply,), numbers, splits, size)
+
+
+# ------------------------------------------------------------------------------------------ depthwise
+
+
+class Cut(NamedTuple):
+    """How a depthwise kernel cuts planes, of the result or of y, into tiles."""
+
+    sizes: tuple  # of a plane: slices, rows, columns
+    rows: tuple  # (first, step, axis), as `depthwise.forward_axis` has it
+    columns: tuple
+    wide: bool  # whether a tile's columns are all there, and can be written 16 bytes, or all, at a time
+    words: int  # numbers that a thread holds at once
+    time: float  # expected for a plane
+
+    @property
+    def tiles(self):
+        """Tiles of a plane, of a slice, and of a row."""
+        down, across = (-(-size // len(axis)) for size, (_, _, axis) in zip(self.sizes[1:], (self.rows, self.columns)))
+        return self.sizes[0] * down * across, down * across, across
+
+
+@lru_cache(maxsize=256)
+def depthwise_cut(geometry, contraction, numbers):
+    """The cut that is expected to be done first; None where no tile, with its taps, fits into registers."""
+    p = problem(geometry)
+    sizes, units = (p.x, p.stride) if contraction == "adjoint" else (p.y, (1, 1, 1))
+    heights = {-(-sizes[1] // -(-sizes[1] // most)) for most in range(1, DEPTHWISE.rows + 1)}
+    shapes = product(sorted({-(-n // units[1]) * units[1] for n in heights}), [units[2] << n for n in range(4)])
+    cuts = [
+        _cut(p, contraction, numbers, sizes, shape)
+        for shape in shapes
+        if (prod(shape) <= DEPTHWISE.results or shape == units[1:]) and prod(p.k[1:]) <= DEPTHWISE.words
+    ]
+    return min((cut for cut in cuts if cut), key=lambda cut: cut.time, default=None)
+
+
+def _cut(p, contraction, numbers, sizes, shape):
+    """The cut into tiles of (rows, columns); None where they do not fit.
+
+    It takes as long as its instructions, of which a multiprocessor issues four at a time, or the turns of its first
+    cache: one for each 128 bytes from the first thread of a warp to the last.
+    """
+    make = depthwise.adjoint_axis if contraction == "adjoint" else depthwise.forward_axis
+    axes = list(zip(p.k, p.stride, p.dilation, p.pad))[1:]
+    rows, columns = (make(*axis, n) for axis, n in zip(axes, shape))
+    height, width = shape
+    down, across, taps = len(meets(rows[2])), len(meets(columns[2])), prod(p.k[1:])
+    products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
+    # y's tiles are whole: a pixel that is not there would make NaN of zero times what only others meet
+    is_weight, is_whole = contraction == "weight", not sizes[2] % width
+    words = height * width + taps + across * (down if is_weight else 1)
+    # what goes around in loops besides
+    words += DEPTHWISE.carried * (is_weight or p.k[0] > 1)
+    fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and products <= DEPTHWISE.products
+    if not fits or (is_weight and not is_whole):
+        return None
+    wide = numbers.aligned and is_whole and width > 1 and not is_weight and not width & (width - 1)
+    moves = height * (-(-width // numbers.run) if wide else width)
+    lane = numbers.stored.itemsize / 4
+    turns = down * across * max(columns[1] * lane, 1) + moves * max(width * lane, 1)
+    instructions = 90 + 2.5 * down * across + 3 * moves + taps * (not is_weight) + products
+    cut = Cut(sizes, rows, columns, wide, words, 0)
+    return cut._replace(time=cut.tiles[0] * max(instructions / 4, turns))
+
+
+def _size_of(numbers):
+    """Registers of a number of the sums."""
+    return np.dtype(numbers.compute).itemsize // 4
+
+
+def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
+    """The plan of a call that `is_depthwise`."""
+    if contraction == "weight":
+        return depthwise_weight_plan(geometry, numbers, capability)
+    p, cut = problem(geometry), depthwise_cut(geometry, contraction, numbers)
+    source, out = ("x", "y") if contraction == "forward" else ("y", "x")
+    every, threads = p.stride[0] if contraction == "adjoint" else 1, DEPTHWISE.threads
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, every, cut.wide, threads
+    tiles = p.N * p.G * cut.tiles[0]
+    launch = Launch(
+        depthwise.make_depthwise_sum, constants, (source, "w", "bias" if has_bias else "w", out),
+        _depthwise_header(p, contraction, cut, tiles, has_bias, 1), -(-tiles // threads), threads,
+        resident=_resident(cut, numbers),
+    )  # fmt: skip
+    return Plan((launch,), {})
+
+
+def depthwise_weight_plan(geometry, numbers, capability):
+    """The weight gradient of depthwise layers: each block sums a part of a channel's tiles."""
+    p, cut, threads = problem(geometry), depthwise_cut(geometry, "weight", numbers), DEPTHWISE.threads
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, threads
+    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.k[0], _resident(cut, numbers)
+    places = CHIPS[nearest(capability)].processors * resident
+    parts = max(1, min(places // blocks, tiles // (DEPTHWISE.turns * threads), MOST_SPLITS))
+    launch = Launch(
+        depthwise.make_depthwise_weight, constants, ("x", "y", "partial" if parts > 1 else "w"),
+        _depthwise_header(p, "weight", cut, tiles, False, parts), blocks * parts, threads,
+        prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
+    )  # fmt: skip
+    return _in_parts((launch,), numbers, parts, prod(geometry.w_shape))
+
+
+def _resident(cut, numbers):
+    """Blocks of a multiprocessor whose threads have the registers for what they hold, and some for positions."""
+    registers = cut.words * _size_of(numbers) + DEPTHWISE.others
+    return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // registers)
+
+
+def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):
+    source, source_steps, tile_steps, depth = p.x, p.x_step, p.y_step, (-p.pad[0], p.stride[0], p.dilation[0])
+    if contraction == "adjoint":
+        source, source_steps, tile_steps, depth = p.y, p.y_step, p.x_step, (p.pad[0], 1, -p.dilation[0])
+    rows = [
+        *((*_divisor(size), 0) for size in (*cut.tiles, p.G, p.k[0])),
+        (tiles, int(has_bias), -(-tiles // parts), 0), (*source, source_steps[2]), (*depth, 0),
+        (*cut.rows[:2], *cut.columns[:2]), (*cut.sizes[1:], tile_steps[2], 0),
+    ]  # fmt: skip
+    steps = [*source_steps[:2], *tile_steps[:2], p.G * prod(p.k)]
+    words = np.array(rows, np.int64).astype(np.uint32).reshape(-1).view(np.int64)
+    assert len(words) + len(steps) == depthwise.HEADER
+    return np.array([*words, *steps], np.int64)
 
 
 # --------------------------------------------------------------------------------------- tensor cores
@@ -500,11 +635,13 @@ def _phases(t, counts):
 
 def divisors(sizes):
     """Pixels of an image, a slice and a row, each as (number, multiplier, shift)."""
-    numbers = []
-    for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]):
-        bits = (size - 1).bit_length()
-        numbers += [size, -(-(2 ** (31 + bits)) // size), 31 + bits]
-    return numbers
+    return [number for size in (prod(sizes), sizes[1] * sizes[2], sizes[2]) for number in _divisor(size)]
+
+
+def _divisor(size):
+    """(number, multiplier, shift): i // number is (i * multiplier) >> shift for 0 <= i < 2**31."""
+    bits = (size - 1).bit_length()
+    return size, -(-(2 ** (31 + bits)) // size), 31 + bits
 
 
 def _add_up(numbers, parts, size, plane, channels, has_bias, out):

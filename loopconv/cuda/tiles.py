@@ -87,6 +87,25 @@ EDGE_SLABS = 2
 # Of small groups: pixels, or columns, of each thread, and threads.
 GROUPED, GROUPED_WEIGHT = (4, 128), (8, 128)
 
+
+class Depthwise(NamedTuple):
+    """Blocks of depthwise layers, and what bounds a thread's tile."""
+
+    threads: int
+    rows: int  # of a tile, at most
+    results: int  # of a tile, at most, but for those of all phases of the adjoint
+    words: int  # registers for what a thread holds at once: sums, taps, source pixels
+    carried: int  # of these, for what loops carry besides
+    others: int  # registers for all else
+    products: int  # that are unrolled
+    resident: int  # blocks on one multiprocessor, at most
+    turns: int  # tiles of each thread of the weight gradient, at least
+
+
+DEPTHWISE = Depthwise(
+    threads=128, rows=8, results=16, words=136, carried=24, others=40, products=1024, resident=8, turns=2
+)
+
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
 SPLIT_SLABS = 8
 # Parts of one result: more cost more to add up than they bring.

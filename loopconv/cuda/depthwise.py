@@ -1,0 +1,162 @@
+"""Depthwise convolutions, one source and one result channel in a group: bound by memory, so each number moves once.
+
+A thread owns a tile of results of one plane, a few rows by one to eight neighbouring columns: its sums, and the taps,
+are in registers, and each source pixel is loaded once for all the results that it meets. What a tile reads is the same
+for all tiles, so it is unrolled (`strips`). Tiles of the adjoint begin at multiples of the stride, so that all phases
+of its pixels are in one tile, and what is written lies side by side.
+
+Neighbouring threads own neighbouring tiles of a row; those of a plane's rows, and then of the planes, follow.
+"""
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+
+from loopconv.cuda.elements import device, load, store
+from loopconv.cuda.intrinsics import entry, inside
+from loopconv.cuda.patches import make_numbers
+from loopconv.cuda.strips import make_finish, make_gradient, make_strip
+
+# The plan array of both kernels: rows of four numbers of 32 bits, each one load. First are divisors, as (number,
+# multiplier, shift, 0): tiles of a plane, of a slice and of a row, channels, taps of the first axis.
+OF_PLANE, OF_SLICE, OF_ROW, OF_CHANNELS, OF_DEPTH = range(0, 10, 2)
+COUNTS = 10  # (tiles, whether there is a bias, tiles of a part, 0)
+SOURCE = 12  # (slices, rows, columns, pitch)
+DEPTH = 14  # the first slice that tile 0 reads, steps between those of slices and of taps, 0
+PLACE = 16  # the first row that tile 0 reads, step between tiles; the same of columns
+TILE = 18  # (rows, columns, pitch) of the planes that are cut into tiles, 0
+# 64 bits each: elements between planes and slices of the source, and of what is cut; the elements of a part.
+SOURCE_PLANE, SOURCE_Z, TILE_PLANE, TILE_Z, W_SIZE, HEADER = range(20, 26)
+
+
+# --------------------------------------------------------------------------------- what a tile reads
+
+
+def forward_axis(k, stride, dilation, pad, run):
+    """(first, step, axis): the axis of `run` results, as in `strips`, and the first source pixel of tile i,
+    first + i * step.
+    """
+    axis = tuple(tuple((pixel * stride + tap * dilation, tap) for tap in range(k)) for pixel in range(run))
+    return -pad, run * stride, axis
+
+
+def adjoint_axis(k, stride, dilation, pad, run):
+    """The same for the adjoint, of multiples of the stride: pixel i meets y[(i + pad - tap * dilation) / stride]."""
+    axis = [
+        [
+            ((pixel + pad - tap * dilation) // stride, tap)
+            for tap in range(k)
+            if (pixel + pad - tap * dilation) % stride == 0
+        ]
+        for pixel in range(run)
+    ]
+    first = min(offset for taps in axis for offset, _ in taps)
+    return first, run // stride, tuple(tuple((offset - first, tap) for offset, tap in taps) for taps in axis)
+
+
+@device
+def parted(i, plan, at):
+    """(i // n, i % n) for 0 <= i < 2**31, as in `intrinsics.pixel`, but all in 32 bits."""
+    n, multiplier, shift, _ = entry(plan, at)
+    whole = np.int32(np.uint64(np.uint32(i)) * np.uint64(np.uint32(multiplier)) >> np.uint64(shift))
+    return whole, np.int32(i - whole * n)
+
+
+# ------------------------------------------------------------------------------------------ kernels
+
+
+def make_depthwise_sum(dtype, rows, columns, kernel, every, wide, threads):
+    """Forward and adjoint.
+
+    rows, columns : what each result of a tile meets on its axis, (offset, tap)
+    kernel : taps on three axes
+    every : the stride of the adjoint on the first axis, else 1
+    wide : whether rows of tiles are whole and aligned
+    """
+    height, width, taps = len(rows), len(columns), kernel[1] * kernel[2]
+    begin, add_taps = make_strip(dtype, rows, columns, kernel)
+    finish = make_finish(height, width, wide)
+    zero = getattr(np, dtype)(0)
+
+    def depthwise_sum_kernel(source, w, bias, out, plan):
+        i = np.int32(cuda.blockIdx.x * threads + cuda.threadIdx.x)
+        tiles, has_bias, _, _ = entry(plan, COUNTS)
+        if i >= tiles:
+            return
+        plane, rest = parted(i, plan, OF_PLANE)
+        z, rest = parted(rest, plan, OF_SLICE)
+        p, q = parted(rest, plan, OF_ROW)
+        _, channel = parted(plane, plan, OF_CHANNELS)
+        slices, rows_there, columns_there, pitch = entry(plan, SOURCE)
+        first_p, step_p, first_q, step_q = entry(plan, PLACE)
+        first_z, step_z, tap_z, _ = entry(plan, DEPTH)
+        place = np.int32(first_p + p * step_p), np.int32(first_q + q * step_q)
+        sizes = rows_there, columns_there
+        at = np.int64(plane) * plan[SOURCE_PLANE] + np.int64(place[0]) * pitch + place[1]
+        at_w = np.int64(channel) * (kernel[0] * taps)
+        total = begin(load(bias, np.int64(channel)) if has_bias else zero)
+        for tap in range(np.int32(kernel[0])):
+            d = np.int32(first_z + z * step_z + tap * tap_z)
+            if every == 1 or d % every == 0:
+                d = np.int32(d // every)
+                ok, here = inside(d, slices), at + d * plan[SOURCE_Z]
+                total = add_taps(total, source, here, pitch, place, sizes, ok, w, at_w + tap * taps)
+        rows_there, columns_there, pitch, _ = entry(plan, TILE)
+        p, q = p * height, q * width
+        to = np.int64(plane) * plan[TILE_PLANE] + z * plan[TILE_Z] + np.int64(p) * pitch + q
+        finish(total, out, to, pitch, np.int32(rows_there - p), np.int32(columns_there - q))
+
+    return depthwise_sum_kernel
+
+
+def make_depthwise_weight(dtype, rows, columns, kernel, threads):
+    """The weight gradient: a block has the taps of one slice of one channel, and its threads each sum some tiles of y.
+
+    Then halves of the threads add up the other halves' sums, always in the same order.
+    """
+    height, width, taps = len(rows), len(columns), kernel[1] * kernel[2]
+    begin, add_products = make_gradient(dtype, rows, columns, kernel)
+    put, _ = make_numbers(threads)
+    element = getattr(types, dtype)
+
+    def depthwise_weight_kernel(x, y, out, plan):
+        sums = cuda.shared.array(0, element)
+        t = np.int32(cuda.threadIdx.x)
+        block, tap = parted(np.int32(cuda.blockIdx.x), plan, OF_DEPTH)
+        part, channel = parted(block, plan, OF_CHANNELS)
+        tiles, _, per_part, _ = entry(plan, COUNTS)
+        first, last = part * per_part + t, min(tiles, (part + 1) * per_part)
+        channels = entry(plan, OF_CHANNELS)[0]
+        slices, rows_there, columns_there, pitch = entry(plan, SOURCE)
+        first_p, step_p, first_q, step_q = entry(plan, PLACE)
+        first_z, step_z, tap_z, _ = entry(plan, DEPTH)
+        y_rows, _, y_pitch, _ = entry(plan, TILE)
+        total = begin()
+        for i in range(first, last, threads):
+            n, rest = parted(i, plan, OF_PLANE)
+            z, rest = parted(rest, plan, OF_SLICE)
+            p, q = parted(rest, plan, OF_ROW)
+            plane = np.int64(n) * channels + channel
+            place = np.int32(first_p + p * step_p), np.int32(first_q + q * step_q)
+            d = np.int32(first_z + z * step_z + tap * tap_z)
+            at = plane * plan[SOURCE_PLANE] + d * plan[SOURCE_Z] + np.int64(place[0]) * pitch + place[1]
+            p, q = p * height, q * width
+            at_y = plane * plan[TILE_PLANE] + z * plan[TILE_Z] + np.int64(p) * y_pitch + q
+            total = add_products(
+                total, x, at, pitch, place, (rows_there, columns_there), inside(d, slices),
+                y, at_y, y_pitch, np.int32(y_rows - p),
+            )  # fmt: skip
+        put(total, sums, t)
+        half = threads // 2
+        while half:
+            cuda.syncthreads()
+            if t < half:
+                for r in range(taps):
+                    sums[r * threads + t] += sums[r * threads + t + half]
+            half //= 2
+        cuda.syncthreads()
+        for r in range(t, taps, threads):
+            to = part * plan[W_SIZE] + (np.int64(channel) * kernel[0] + tap) * taps + r
+            store(out, to, sums[r * threads])
+
+    return depthwise_weight_kernel

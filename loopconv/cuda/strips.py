@@ -1,0 +1,208 @@
+"""What depthwise kernels do that Python cannot say: tiles of pixels of one plane in registers, and what they read.
+
+As in `intrinsics`, a tile is a value, and each intrinsic has a twin in plain Python for the simulator.
+
+What a tile reads on one axis is a tuple of its pixels, each a tuple of (offset, tap): the tap finds its pixel of the
+source so many pixels after the tile's first. Rows and columns have one each. Each pixel of the source is loaded once
+for the tile, guarded by a bit for its column in the masks of its row.
+"""
+
+from itertools import product
+
+import numpy as np
+from numba.cuda import types
+
+from loopconv.cuda import emit
+from loopconv.cuda.elements import load, store
+from loopconv.cuda.emit import GLOBAL, I32, I64, WIDE
+from loopconv.cuda.intrinsics import SIMULATED, paired
+
+if not SIMULATED:
+    from numba.core import cgutils
+
+
+def meets(axis):
+    """{offset: [(pixel, tap), ...]}, in the order of the offsets."""
+    found = {}
+    for pixel, taps in enumerate(axis):
+        for offset, tap in taps:
+            found.setdefault(offset, []).append((pixel, tap))
+    return dict(sorted(found.items()))
+
+
+def taps_of(axis):
+    """The taps that some pixel meets."""
+    return sorted({tap for taps in axis for _, tap in taps})
+
+
+def make_strip(dtype, rows, columns, kernel):
+    """(begin, add_taps, finish) of a tile of the result, for a kernel of so many taps on three axes.
+
+    begin(value)
+        The tile, all of it `value`.
+    add_taps(tile, source, at, pitch, place, sizes, ok, w, at_w)
+        tile += taps * source. The tile's first source pixel is source[at], at (row, column) `place` of a plane of
+        `sizes`, whose rows are `pitch` apart; outside of it, and where not `ok`, are zeros. The taps begin at w[at_w].
+    """
+    width, size = len(columns), len(rows) * len(columns)
+    of_rows, of_columns, across = meets(rows), meets(columns), kernel[2]
+    spots = [(r, s) for r, s in product(taps_of(rows), taps_of(columns))]
+
+    def add_twin(tile, source, at, pitch, place, sizes, ok, w, at_w):
+        tile = list(tile)
+        for row, column in product(of_rows, of_columns):
+            value = pixel_of(source, at, pitch, place, sizes, ok, row, column)
+            for (a, r), (b, s) in product(of_rows[row], of_columns[column]):
+                tile[a * width + b] += load(w, at_w + r * across + s) * value
+        return tuple(tile)
+
+    @paired(lambda value: (value,) * size)
+    def begin(typing, value):
+        tile = types.UniTuple(getattr(types, dtype), size)
+        return tile(getattr(types, dtype)), lambda context, builder, signature, values: context.make_tuple(
+            builder, tile, list(values) * size
+        )
+
+    @paired(add_twin)
+    def add_taps(typing, tile, source, at, pitch, place, sizes, ok, w, at_w):
+        def codegen(context, builder, signature, values):
+            parts, (w, at_w) = cgutils.unpack_tuple(builder, values[0]), values[-2:]
+            taps = {(r, s): emit.read(builder, w, builder.add(at_w, I64(r * across + s)), w_type) for r, s in spots}
+            for row, value in _rows_of(builder, source, values[1:-2], of_rows, of_columns):
+                for (a, r), column in product(of_rows[row], of_columns):
+                    for b, s in of_columns[column]:
+                        n = a * width + b
+                        parts[n] = builder.fma(taps[r, s], value[column], parts[n])
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        w_type = w.dtype
+        pair = types.UniTuple(types.int32, 2)
+        given = (source, types.int64, types.int32, pair, pair, types.boolean, w, types.int64)
+        return tile(tile, *given), codegen
+
+    return begin, add_taps
+
+
+def pixel_of(source, at, pitch, place, sizes, ok, row, column):
+    """In the simulator, the pixel of a source so many rows and columns after the one at `place`."""
+    is_inside = all(0 <= first + n < size for first, n, size in zip(place, (row, column), sizes, strict=True))
+    return load(source, at + row * pitch + column) if ok and is_inside else 0
+
+
+def make_finish(height, width, wide):
+    """finish(tile, out, to, pitch, rows, columns): write a tile from out[to] on, as far as there are rows and columns.
+
+    With `wide`, all columns of a tile are there, and side by side up to 16 bytes of them are aligned.
+    """
+
+    def finish_twin(tile, out, to, pitch, rows, columns):
+        for a, b in np.ndindex(min(height, rows), min(width, columns)):
+            store(out, to + a * pitch + b, tile[a * width + b])
+
+    @paired(finish_twin)
+    def finish(typing, tile, out, to, pitch, rows, columns):
+        run = min(width, WIDE * 8 // out.dtype.bitwidth) if wide else 1
+
+        def codegen(context, builder, signature, values):
+            parts, (pointer, to, pitch, rows, columns) = cgutils.unpack_tuple(builder, values[0]), values[1:]
+            for a, at in enumerate(_starts(builder, to, pitch, range(height))):
+                with builder.if_then(builder.icmp_signed("<", I32(a), rows)):
+                    for b in range(0, width, run):
+                        some = parts[a * width + b :][:run]
+                        with builder.if_then(builder.icmp_signed("<", I32(b), columns)):
+                            emit.write(
+                                builder, pointer, builder.add(at, I64(b)), some if run > 1 else some[0], out.dtype
+                            )
+
+        return types.void(tile, out, types.int64, types.int32, types.int32, types.int32), codegen
+
+    return finish
+
+
+def _rows_of(builder, source, given, of_rows, of_columns):
+    """(offset, {offset of the column: pixel}) of each row that a tile reads."""
+    pointer, at, pitch, place, sizes, ok = given
+    element = emit.element_of(source.dtype)
+    (row, column), (height, width) = (cgutils.unpack_tuple(builder, pair) for pair in (place, sizes))
+    mask = I32(0)
+    for n, offset in enumerate(of_columns):
+        is_inside = builder.icmp_unsigned("<", builder.add(column, I32(offset)), width)
+        mask = builder.or_(mask, builder.select(is_inside, I32(1 << n), I32(0)))
+    mask = builder.select(ok, mask, I32(0))
+    for down, start in zip(of_rows, _starts(builder, at, pitch, of_rows)):
+        is_inside = builder.icmp_unsigned("<", builder.add(row, I32(down)), height)
+        bits = builder.select(is_inside, mask, I32(0))
+        address = emit.address_of(builder, pointer, start, element, element, GLOBAL)
+        yield (
+            down,
+            {
+                offset: emit.read_if(builder, address, offset, builder.and_(bits, I32(1 << n)), source.dtype)
+                for n, offset in enumerate(of_columns)
+            },
+        )
+
+
+def make_gradient(dtype, rows, columns, kernel):
+    """(begin, add_products) of the sums of all taps of a slice of a `kernel`.
+
+    add_products(tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count)
+        tile[tap] += y * source for the first `count` rows of a tile of y, from y[at_y] on, whose columns all exist; the
+        rest as in `make_strip`.
+    """
+    of_rows, of_columns, across = meets(rows), meets(columns), kernel[2]
+
+    def add_twin(tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count):
+        tile = list(tile)
+        for a, b in np.ndindex(min(count, len(rows)), len(columns)):
+            for (down, r), (right, s) in product(rows[a], columns[b]):
+                value = pixel_of(source, at, pitch, place, sizes, ok, down, right)
+                tile[r * across + s] += load(y, at_y + a * y_pitch + b) * value
+        return tuple(tile)
+
+    @paired(lambda: (0,) * (kernel[1] * across))
+    def begin(typing):
+        tile = types.UniTuple(getattr(types, dtype), kernel[1] * across)
+        zero = getattr(types, dtype)
+        return tile(), lambda context, builder, signature, values: context.make_tuple(
+            builder, tile, [context.get_constant(zero, 0)] * tile.count
+        )
+
+    @paired(add_twin)
+    def add_products(typing, tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count):
+        def codegen(context, builder, signature, values):
+            parts, (y, at_y, y_pitch, count) = cgutils.unpack_tuple(builder, values[0]), values[-4:]
+            patch = dict(_rows_of(builder, source, values[1:-4], of_rows, of_columns))
+            element, of_y = emit.element_of(y_type), []
+            for a, start in enumerate(_starts(builder, at_y, y_pitch, range(len(rows)))):
+                bits = builder.zext(builder.icmp_signed("<", I32(a), count), I32)
+                address = emit.address_of(builder, y, start, element, element, GLOBAL)
+                of_y.append([emit.read_if(builder, address, b, bits, y_type) for b in range(len(columns))])
+            for a, row in enumerate(rows):
+                # a row that is not there would make NaN of zero times what only others meet
+                before, kept = list(parts), builder.block
+                with builder.if_then(builder.icmp_signed("<", I32(a), count)):
+                    for (down, r), (b, taps) in product(row, enumerate(columns)):
+                        for right, s in taps:
+                            n = r * across + s
+                            parts[n] = builder.fma(of_y[a][b], patch[down][right], parts[n])
+                    summed = builder.block
+                for n, (old, new) in enumerate(zip(before, parts)):
+                    parts[n] = builder.phi(old.type)
+                    parts[n].add_incoming(old, kept)
+                    parts[n].add_incoming(new, summed)
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        y_type = y.dtype
+        pair = types.UniTuple(types.int32, 2)
+        given = (source, types.int64, types.int32, pair, pair, types.boolean, y, types.int64, types.int32, types.int32)
+        return tile(tile, *given), codegen
+
+    return begin, add_products
+
+
+def _starts(builder, at, pitch, rows):
+    """The position of each of some rows, which begin at `at` and lie `pitch` apart, each from the one before."""
+    pitch, before = builder.sext(pitch, I64), 0
+    for row in rows:
+        at, before = builder.add(at, builder.mul(pitch, I64(row - before))), row
+        yield at
