@@ -418,7 +418,7 @@ def depthwise_weight_plan(geometry, numbers, capability):
         _depthwise_header(p, "weight", cut, tiles, False, parts), blocks * parts, threads,
         prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
     )  # fmt: skip
-    return _in_parts((launch,), numbers, parts, prod(geometry.w_shape))
+    return with_parts((launch,), numbers, parts, prod(geometry.w_shape))
 
 
 def _resident(cut, numbers):
