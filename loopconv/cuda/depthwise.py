@@ -1,7 +1,7 @@
-"""Depthwise convolutions, one source and one result channel in a group: bound by memory, so each number moves once.
+"""Few result channels in a group, above all depthwise layers, which are bound by memory: each number moves once.
 
-A thread owns a tile of results of one plane, a few rows by one to eight neighbouring columns: its sums, and the taps,
-are in registers, and each source pixel is loaded once for all the results that it meets. What a tile reads is the same
+A thread owns a tile of results, all channels of a few rows by one to eight neighbouring columns: its sums, and the taps
+of one source channel, are in registers, and each source pixel is loaded once for all the results that it meets. What a tile reads is the same
 for all tiles, so it is unrolled (`strips`). Tiles of the adjoint begin at multiples of the stride, so that all phases
 of its pixels are in one tile, and what is written lies side by side.
 
@@ -25,8 +25,12 @@ SOURCE = 12  # (slices, rows, columns, pitch)
 DEPTH = 14  # the first slice that tile 0 reads, steps between those of slices and of taps, 0
 PLACE = 16  # the first row that tile 0 reads, step between tiles; the same of columns
 TILE = 18  # (rows, columns, pitch) of the planes that are cut into tiles, 0
-# 64 bits each: elements between planes and slices of the source, and of what is cut; the elements of a part.
-SOURCE_PLANE, SOURCE_Z, TILE_PLANE, TILE_Z, W_SIZE, HEADER = range(20, 26)
+# 64 bits each: elements between groups, channels and slices of the source, and of what is cut; source channels in a
+# group; elements between groups, result channels and source channels of the taps; those of a part.
+(
+    SOURCE_PLANE, SOURCE_CHANNEL, SOURCE_Z, TILE_PLANE, TILE_CHANNEL, TILE_Z, CHANNELS, W_GROUP, W_ROW, W_CHANNEL, W_SIZE,
+    HEADER,
+) = range(20, 32)  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- what a tile reads
@@ -65,18 +69,18 @@ def parted(i, plan, at):
 # ------------------------------------------------------------------------------------------ kernels
 
 
-def make_depthwise_sum(dtype, rows, columns, kernel, every, wide, threads):
+def make_depthwise_sum(dtype, rows, columns, kernel, channels, many, every, wide, threads):
     """Forward and adjoint.
 
     rows, columns : what each result of a tile meets on its axis, (offset, tap)
     kernel : taps on three axes
+    channels, many : of the result, in a group; whether there are many of the source
     every : the stride of the adjoint on the first axis, else 1
     wide : whether rows of tiles are whole and aligned
     """
     height, width, taps = len(rows), len(columns), kernel[1] * kernel[2]
-    begin, add_taps = make_strip(dtype, rows, columns, kernel)
-    finish = make_finish(height, width, wide)
-    zero = getattr(np, dtype)(0)
+    begin, add_taps = make_strip(dtype, rows, columns, kernel, channels)
+    finish = make_finish(height, width, channels, wide)
 
     def depthwise_sum_kernel(source, w, bias, out, plan):
         i = np.int32(cuda.blockIdx.x * threads + cuda.threadIdx.x)
@@ -86,25 +90,27 @@ def make_depthwise_sum(dtype, rows, columns, kernel, every, wide, threads):
         plane, rest = parted(i, plan, OF_PLANE)
         z, rest = parted(rest, plan, OF_SLICE)
         p, q = parted(rest, plan, OF_ROW)
-        _, channel = parted(plane, plan, OF_CHANNELS)
+        _, group = parted(plane, plan, OF_CHANNELS)
         slices, rows_there, columns_there, pitch = entry(plan, SOURCE)
         first_p, step_p, first_q, step_q = entry(plan, PLACE)
         first_z, step_z, tap_z, _ = entry(plan, DEPTH)
         place = np.int32(first_p + p * step_p), np.int32(first_q + q * step_q)
         sizes = rows_there, columns_there
         at = np.int64(plane) * plan[SOURCE_PLANE] + np.int64(place[0]) * pitch + place[1]
-        at_w = np.int64(channel) * (kernel[0] * taps)
-        total = begin(load(bias, np.int64(channel)) if has_bias else zero)
-        for tap in range(np.int32(kernel[0])):
-            d = np.int32(first_z + z * step_z + tap * tap_z)
-            if every == 1 or d % every == 0:
-                d = np.int32(d // every)
-                ok, here = inside(d, slices), at + d * plan[SOURCE_Z]
-                total = add_taps(total, source, here, pitch, place, sizes, ok, w, at_w + tap * taps)
+        at_w = group * plan[W_GROUP]
+        total = begin(bias, np.int64(group) * channels, has_bias != 0)
+        for _ in range(np.int32(plan[CHANNELS]) if many else np.int32(1)):
+            for tap in range(np.int32(kernel[0])):
+                d = np.int32(first_z + z * step_z + tap * tap_z)
+                if every == 1 or d % every == 0:
+                    d = np.int32(d // every)
+                    ok, here, from_w = inside(d, slices), at + d * plan[SOURCE_Z], at_w + tap * taps
+                    total = add_taps(total, source, here, pitch, place, sizes, ok, w, from_w, plan[W_ROW])
+            at, at_w = at + plan[SOURCE_CHANNEL], at_w + plan[W_CHANNEL]
         rows_there, columns_there, pitch, _ = entry(plan, TILE)
         p, q = p * height, q * width
         to = np.int64(plane) * plan[TILE_PLANE] + z * plan[TILE_Z] + np.int64(p) * pitch + q
-        finish(total, out, to, pitch, np.int32(rows_there - p), np.int32(columns_there - q))
+        finish(total, out, to, plan[TILE_CHANNEL], pitch, np.int32(rows_there - p), np.int32(columns_there - q))
 
     return depthwise_sum_kernel
 

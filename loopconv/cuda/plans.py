@@ -115,13 +115,20 @@ def is_grouped(geometry, contraction):
     return g.groups > 1 and rows <= SMALL_GROUP and steps <= SMALL_STEPS
 
 
-def is_depthwise(geometry, contraction, numbers):
-    """Whether each group has one channel of x and of y, a tile and its taps fit a thread, and tiles have 31 bits."""
-    g = geometry
-    if not g.c == g.k == g.groups:
+def is_narrow(geometry, contraction, numbers):
+    """Whether each group has few result channels, so that a tile of them, with the taps, fits a thread.
+
+    Weight gradients only where it has one channel of x, too. Tiles have 31 bits; without groups there have to be as many
+    as the threads of a chip, or few steps.
+    """
+    p = problem(geometry)
+    rows, channels = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
+    if rows > SMALL_GROUP or (contraction == "weight" and not rows == channels == 1):
         return False
-    cut = depthwise_cut(g, contraction, numbers)
-    return cut is not None and g.batch * g.groups * cut.tiles[0] < 2**31 - DEPTHWISE.threads
+    cut = depthwise_cut(geometry, contraction, numbers)
+    if cut is None or p.N * p.G * cut.tiles[0] >= 2**31 - DEPTHWISE.threads:
+        return False
+    return p.G > 1 or p.N * cut.tiles[0] >= DEPTHWISE.enough or channels * prod(p.k) <= SMALL_STEPS
 
 
 def is_pointwise(phases):
@@ -142,7 +149,7 @@ def is_in_runs(sizes, steps, image, run):
 
 def plan(contraction, geometry, numbers, capability, has_bias=False):
     """The plan of a call that `is_in_reach`, by the kernels that are for it."""
-    if is_depthwise(geometry, contraction, numbers):
+    if is_narrow(geometry, contraction, numbers):
         return depthwise_plan(contraction, geometry, numbers, capability, has_bias)
     if not is_grouped(geometry, contraction):
         return tile_plan(contraction, geometry, numbers, capability, has_bias)
@@ -369,17 +376,18 @@ def _cut(p, contraction, numbers, sizes, shape):
     products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
     # y's tiles are whole: a pixel that is not there would make NaN of zero times what only others meet
     is_weight, is_whole = contraction == "weight", not sizes[2] % width
-    words = height * width + taps + across * (down if is_weight else 1)
+    M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
+    words = M * (height * width + taps) + across * (down if is_weight else 1)
     # what goes around in loops besides
-    words += DEPTHWISE.carried * (is_weight or p.k[0] > 1)
-    fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and products <= DEPTHWISE.products
+    words += DEPTHWISE.carried * (is_weight or p.k[0] > 1 or C > 1)
+    fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and M * products <= DEPTHWISE.products
     if not fits or (is_weight and not is_whole):
         return None
     wide = numbers.aligned and is_whole and width > 1 and not is_weight and not width & (width - 1)
-    moves = height * (-(-width // numbers.run) if wide else width)
+    moves = M * height * (-(-width // numbers.run) if wide else width)
     lane = numbers.stored.itemsize / 4
-    turns = down * across * max(columns[1] * lane, 1) + moves * max(width * lane, 1)
-    instructions = 90 + 2.5 * down * across + 3 * moves + taps * (not is_weight) + products
+    turns = C * (down * across * max(columns[1] * lane, 1) + M * taps * (C > 1)) + moves * max(width * lane, 1)
+    instructions = 90 + C * (2.5 * down * across + M * (taps * (not is_weight) + products)) + 3 * moves
     cut = Cut(sizes, rows, columns, wide, words, 0)
     return cut._replace(time=cut.tiles[0] * max(instructions / 4, turns))
 
@@ -390,13 +398,14 @@ def _size_of(numbers):
 
 
 def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
-    """The plan of a call that `is_depthwise`."""
+    """The plan of a call that `is_narrow`."""
     if contraction == "weight":
         return depthwise_weight_plan(geometry, numbers, capability)
     p, cut = problem(geometry), depthwise_cut(geometry, contraction, numbers)
     source, out = ("x", "y") if contraction == "forward" else ("y", "x")
     every, threads = p.stride[0] if contraction == "adjoint" else 1, DEPTHWISE.threads
-    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, every, cut.wide, threads
+    M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, M, C > 1, every, cut.wide, threads
     tiles = p.N * p.G * cut.tiles[0]
     launch = Launch(
         depthwise.make_depthwise_sum, constants, (source, "w", "bias" if has_bias else "w", out),
@@ -429,14 +438,20 @@ def _resident(cut, numbers):
 
 def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):
     source, source_steps, tile_steps, depth = p.x, p.x_step, p.y_step, (-p.pad[0], p.stride[0], p.dilation[0])
+    M, C, taps = p.K, p.C, prod(p.k)
+    w_steps = C * taps, taps
     if contraction == "adjoint":
         source, source_steps, tile_steps, depth = p.y, p.y_step, p.x_step, (p.pad[0], 1, -p.dilation[0])
+        M, C, w_steps = C, M, (taps, C * taps)
     rows = [
         *((*_divisor(size), 0) for size in (*cut.tiles, p.G, p.k[0])),
         (tiles, int(has_bias), -(-tiles // parts), 0), (*source, source_steps[2]), (*depth, 0),
         (*cut.rows[:2], *cut.columns[:2]), (*cut.sizes[1:], tile_steps[2], 0),
     ]  # fmt: skip
-    steps = [*source_steps[:2], *tile_steps[:2], p.G * prod(p.k)]
+    steps = [
+        C * source_steps[0], *source_steps[:2], M * tile_steps[0], *tile_steps[:2],
+        C, M * C * taps, *w_steps, p.G * M * C * taps,
+    ]  # fmt: skip
     words = np.array(rows, np.int64).astype(np.uint32).reshape(-1).view(np.int64)
     assert len(words) + len(steps) == depthwise.HEADER
     return np.array([*words, *steps], np.int64)

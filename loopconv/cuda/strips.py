@@ -18,6 +18,7 @@ from loopconv.cuda.emit import GLOBAL, I32, I64, WIDE
 from loopconv.cuda.intrinsics import SIMULATED, paired
 
 if not SIMULATED:
+    from llvmlite import ir
     from numba.core import cgutils
 
 
@@ -35,49 +36,64 @@ def taps_of(axis):
     return sorted({tap for taps in axis for _, tap in taps})
 
 
-def make_strip(dtype, rows, columns, kernel):
-    """(begin, add_taps, finish) of a tile of the result, for a kernel of so many taps on three axes.
+def make_strip(dtype, rows, columns, kernel, channels):
+    """(begin, add_taps) of a tile of so many channels of the result, for a kernel of so many taps on three axes.
 
-    begin(value)
-        The tile, all of it `value`.
-    add_taps(tile, source, at, pitch, place, sizes, ok, w, at_w)
+    begin(bias, first, given)
+        The tile, whose channels are bias[first], ..., or zeros where not `given`.
+    add_taps(tile, source, at, pitch, place, sizes, ok, w, at_w, w_step)
         tile += taps * source. The tile's first source pixel is source[at], at (row, column) `place` of a plane of
-        `sizes`, whose rows are `pitch` apart; outside of it, and where not `ok`, are zeros. The taps begin at w[at_w].
+        `sizes`, whose rows are `pitch` apart; outside of it, and where not `ok`, are zeros. The taps of the first
+        channel begin at w[at_w], those of the others `w_step` further each.
     """
-    width, size = len(columns), len(rows) * len(columns)
+    height, width = len(rows), len(columns)
     of_rows, of_columns, across = meets(rows), meets(columns), kernel[2]
-    spots = [(r, s) for r, s in product(taps_of(rows), taps_of(columns))]
+    spots = list(product(range(channels), taps_of(rows), taps_of(columns)))
 
-    def add_twin(tile, source, at, pitch, place, sizes, ok, w, at_w):
+    def begin_twin(bias, first, given):
+        return tuple(load(bias, first + m) if given else 0 for m in range(channels) for _ in range(height * width))
+
+    def add_twin(tile, source, at, pitch, place, sizes, ok, w, at_w, w_step):
         tile = list(tile)
         for row, column in product(of_rows, of_columns):
             value = pixel_of(source, at, pitch, place, sizes, ok, row, column)
-            for (a, r), (b, s) in product(of_rows[row], of_columns[column]):
-                tile[a * width + b] += load(w, at_w + r * across + s) * value
+            for m, (a, r), (b, s) in product(range(channels), of_rows[row], of_columns[column]):
+                tile[(m * height + a) * width + b] += load(w, at_w + m * w_step + r * across + s) * value
         return tuple(tile)
 
-    @paired(lambda value: (value,) * size)
-    def begin(typing, value):
-        tile = types.UniTuple(getattr(types, dtype), size)
-        return tile(getattr(types, dtype)), lambda context, builder, signature, values: context.make_tuple(
-            builder, tile, list(values) * size
-        )
+    @paired(begin_twin)
+    def begin(typing, bias, first, given):
+        def codegen(context, builder, signature, values):
+            bias_at, first, given = values
+            parts, zero = [], ir.Constant(context.get_value_type(tile.dtype), 0)
+            for m in range(channels):
+                at = builder.select(given, builder.add(first, I64(m)), I64(0))
+                value = builder.select(given, emit.read(builder, bias_at, at, bias.dtype), zero)
+                parts += [value] * (height * width)
+            return context.make_tuple(builder, tile, parts)
+
+        tile = types.UniTuple(getattr(types, dtype), channels * height * width)
+        return tile(bias, types.int64, types.boolean), codegen
 
     @paired(add_twin)
-    def add_taps(typing, tile, source, at, pitch, place, sizes, ok, w, at_w):
+    def add_taps(typing, tile, source, at, pitch, place, sizes, ok, w, at_w, w_step):
         def codegen(context, builder, signature, values):
-            parts, (w, at_w) = cgutils.unpack_tuple(builder, values[0]), values[-2:]
-            taps = {(r, s): emit.read(builder, w, builder.add(at_w, I64(r * across + s)), w_type) for r, s in spots}
-            for row, value in _rows_of(builder, source, values[1:-2], of_rows, of_columns):
-                for (a, r), column in product(of_rows[row], of_columns):
+            parts, (w, at_w, w_step) = cgutils.unpack_tuple(builder, values[0]), values[-3:]
+            starts = [builder.add(at_w, builder.mul(w_step, I64(m))) for m in range(channels)]
+            taps = {
+                (m, r, s): emit.read(builder, w, builder.add(starts[m], I64(r * across + s)), w_type)
+                for m, r, s in spots
+            }
+            for row, value in _rows_of(builder, source, values[1:-3], of_rows, of_columns):
+                for m, (a, r), column in product(range(channels), of_rows[row], of_columns):
                     for b, s in of_columns[column]:
-                        n = a * width + b
-                        parts[n] = builder.fma(taps[r, s], value[column], parts[n])
+                        n = (m * height + a) * width + b
+                        parts[n] = builder.fma(taps[m, r, s], value[column], parts[n])
             return context.make_tuple(builder, signature.return_type, parts)
 
         w_type = w.dtype
         pair = types.UniTuple(types.int32, 2)
-        given = (source, types.int64, types.int32, pair, pair, types.boolean, w, types.int64)
+        given = (source, types.int64, types.int32, pair, pair, types.boolean, w, types.int64, types.int64)
         return tile(tile, *given), codegen
 
     return begin, add_taps
@@ -89,32 +105,34 @@ def pixel_of(source, at, pitch, place, sizes, ok, row, column):
     return load(source, at + row * pitch + column) if ok and is_inside else 0
 
 
-def make_finish(height, width, wide):
-    """finish(tile, out, to, pitch, rows, columns): write a tile from out[to] on, as far as there are rows and columns.
+def make_finish(height, width, channels, wide):
+    """finish(tile, out, to, step, pitch, rows, columns): write a tile from out[to] on, as far as there are rows and columns.
 
+    Channels are `step` apart, rows `pitch`.
     With `wide`, all columns of a tile are there, and side by side up to 16 bytes of them are aligned.
     """
 
-    def finish_twin(tile, out, to, pitch, rows, columns):
-        for a, b in np.ndindex(min(height, rows), min(width, columns)):
-            store(out, to + a * pitch + b, tile[a * width + b])
+    def finish_twin(tile, out, to, step, pitch, rows, columns):
+        for m, a, b in np.ndindex(channels, min(height, rows), min(width, columns)):
+            store(out, to + m * step + a * pitch + b, tile[(m * height + a) * width + b])
 
     @paired(finish_twin)
-    def finish(typing, tile, out, to, pitch, rows, columns):
+    def finish(typing, tile, out, to, step, pitch, rows, columns):
         run = min(width, WIDE * 8 // out.dtype.bitwidth) if wide else 1
 
         def codegen(context, builder, signature, values):
-            parts, (pointer, to, pitch, rows, columns) = cgutils.unpack_tuple(builder, values[0]), values[1:]
-            for a, at in enumerate(_starts(builder, to, pitch, range(height))):
-                with builder.if_then(builder.icmp_signed("<", I32(a), rows)):
-                    for b in range(0, width, run):
-                        some = parts[a * width + b :][:run]
-                        with builder.if_then(builder.icmp_signed("<", I32(b), columns)):
-                            emit.write(
-                                builder, pointer, builder.add(at, I64(b)), some if run > 1 else some[0], out.dtype
-                            )
+            parts, (pointer, to, step, pitch, rows, columns) = cgutils.unpack_tuple(builder, values[0]), values[1:]
+            for m in range(channels):
+                first = builder.add(to, builder.mul(step, I64(m)))
+                for a, at in enumerate(_starts(builder, first, pitch, range(height))):
+                    with builder.if_then(builder.icmp_signed("<", I32(a), rows)):
+                        for b in range(0, width, run):
+                            some = parts[(m * height + a) * width + b :][:run]
+                            with builder.if_then(builder.icmp_signed("<", I32(b), columns)):
+                                spot = builder.add(at, I64(b))
+                                emit.write(builder, pointer, spot, some if run > 1 else some[0], out.dtype)
 
-        return types.void(tile, out, types.int64, types.int32, types.int32, types.int32), codegen
+        return types.void(tile, out, types.int64, types.int64, types.int32, types.int32, types.int32), codegen
 
     return finish
 

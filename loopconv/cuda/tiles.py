@@ -100,10 +100,20 @@ class Depthwise(NamedTuple):
     products: int  # that are unrolled
     resident: int  # blocks on one multiprocessor, at most
     turns: int  # tiles of each thread of the weight gradient, at least
+    enough: int  # tiles that keep a chip busy: a warp on each quarter of 132 multiprocessors
 
 
 DEPTHWISE = Depthwise(
-    threads=128, rows=8, results=16, words=136, carried=24, others=40, products=1024, resident=8, turns=2
+    threads=128,
+    rows=8,
+    results=16,
+    words=136,
+    carried=24,
+    others=40,
+    products=1024,
+    resident=8,
+    turns=2,
+    enough=132 * 4 * 32,
 )
 
 # A split has at least so many slabs: fewer do not pay for the second pass, which reads each part once.
