@@ -1,9 +1,9 @@
 """Few result channels in a group, above all depthwise layers, which are bound by memory: each number moves once.
 
 A thread owns a tile of results, all channels of a few rows by one to eight neighbouring columns: its sums, and the taps
-of one source channel, are in registers, and each source pixel is loaded once for all the results that it meets. What a tile reads is the same
-for all tiles, so it is unrolled (`strips`). Tiles of the adjoint begin at multiples of the stride, so that all phases
-of its pixels are in one tile, and what is written lies side by side.
+of one source channel, are in registers, and each source pixel is loaded once for all the results that it meets. What a
+tile reads is the same for all tiles, so it is unrolled (`strips`). Tiles of the adjoint begin at multiples of the
+stride, so that all phases of its pixels are in one tile, and what is written lies side by side.
 
 Neighbouring threads own neighbouring tiles of a row; those of a plane's rows, and then of the planes, follow.
 """
@@ -18,19 +18,19 @@ from loopconv.cuda.patches import make_numbers
 from loopconv.cuda.strips import make_finish, make_gradient, make_strip
 
 # The plan array of both kernels: rows of four numbers of 32 bits, each one load. First are divisors, as (number,
-# multiplier, shift, 0): tiles of a plane, of a slice and of a row, channels, taps of the first axis.
-OF_PLANE, OF_SLICE, OF_ROW, OF_CHANNELS, OF_DEPTH = range(0, 10, 2)
-COUNTS = 10  # (tiles, whether there is a bias, tiles of a part, 0)
-SOURCE = 12  # (slices, rows, columns, pitch)
-DEPTH = 14  # the first slice that tile 0 reads, steps between those of slices and of taps, 0
-PLACE = 16  # the first row that tile 0 reads, step between tiles; the same of columns
-TILE = 18  # (rows, columns, pitch) of the planes that are cut into tiles, 0
+# multiplier, shift, 0): tiles of a plane, of a slice and of a row, groups, source channels, taps of the first axis.
+OF_PLANE, OF_SLICE, OF_ROW, OF_GROUPS, OF_CHANNELS, OF_DEPTH = range(0, 12, 2)
+COUNTS = 12  # (tiles, whether there is a bias, tiles of a part, 0)
+SOURCE = 14  # (slices, rows, columns, pitch)
+DEPTH = 16  # the first slice that tile 0 reads, steps between those of slices and of taps, 0
+PLACE = 18  # the first row that tile 0 reads, step between tiles; the same of columns
+TILE = 20  # (rows, columns, pitch) of the planes that are cut into tiles, 0
 # 64 bits each: elements between groups, channels and slices of the source, and of what is cut; source channels in a
 # group; elements between groups, result channels and source channels of the taps; those of a part.
 (
-    SOURCE_PLANE, SOURCE_CHANNEL, SOURCE_Z, TILE_PLANE, TILE_CHANNEL, TILE_Z, CHANNELS, W_GROUP, W_ROW, W_CHANNEL, W_SIZE,
-    HEADER,
-) = range(20, 32)  # fmt: skip
+    SOURCE_PLANE, SOURCE_CHANNEL, SOURCE_Z, TILE_PLANE, TILE_CHANNEL, TILE_Z, CHANNELS,
+    W_GROUP, W_ROW, W_CHANNEL, W_SIZE, HEADER,
+) = range(22, 34)  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- what a tile reads
@@ -90,7 +90,7 @@ def make_depthwise_sum(dtype, rows, columns, kernel, channels, many, every, wide
         plane, rest = parted(i, plan, OF_PLANE)
         z, rest = parted(rest, plan, OF_SLICE)
         p, q = parted(rest, plan, OF_ROW)
-        _, group = parted(plane, plan, OF_CHANNELS)
+        _, group = parted(plane, plan, OF_GROUPS)
         slices, rows_there, columns_there, pitch = entry(plan, SOURCE)
         first_p, step_p, first_q, step_q = entry(plan, PLACE)
         first_z, step_z, tap_z, _ = entry(plan, DEPTH)
@@ -115,13 +115,14 @@ def make_depthwise_sum(dtype, rows, columns, kernel, channels, many, every, wide
     return depthwise_sum_kernel
 
 
-def make_depthwise_weight(dtype, rows, columns, kernel, threads):
-    """The weight gradient: a block has the taps of one slice of one channel, and its threads each sum some tiles of y.
+def make_depthwise_weight(dtype, rows, columns, kernel, channels, threads):
+    """The weight gradient: a block has the taps of one slice of a source channel, of all `channels` of y in its group.
 
-    Then halves of the threads add up the other halves' sums, always in the same order.
+    Its threads each sum some tiles of y. Then halves of the threads add up the other halves' sums, always in the same
+    order.
     """
     height, width, taps = len(rows), len(columns), kernel[1] * kernel[2]
-    begin, add_products = make_gradient(dtype, rows, columns, kernel)
+    begin, add_products = make_gradient(dtype, rows, columns, kernel, channels)
     put, _ = make_numbers(threads)
     element = getattr(types, dtype)
 
@@ -129,10 +130,11 @@ def make_depthwise_weight(dtype, rows, columns, kernel, threads):
         sums = cuda.shared.array(0, element)
         t = np.int32(cuda.threadIdx.x)
         block, tap = parted(np.int32(cuda.blockIdx.x), plan, OF_DEPTH)
-        part, channel = parted(block, plan, OF_CHANNELS)
+        block, channel = parted(block, plan, OF_CHANNELS)
+        part, group = parted(block, plan, OF_GROUPS)
         tiles, _, per_part, _ = entry(plan, COUNTS)
         first, last = part * per_part + t, min(tiles, (part + 1) * per_part)
-        channels = entry(plan, OF_CHANNELS)[0]
+        groups = entry(plan, OF_GROUPS)[0]
         slices, rows_there, columns_there, pitch = entry(plan, SOURCE)
         first_p, step_p, first_q, step_q = entry(plan, PLACE)
         first_z, step_z, tap_z, _ = entry(plan, DEPTH)
@@ -142,27 +144,28 @@ def make_depthwise_weight(dtype, rows, columns, kernel, threads):
             n, rest = parted(i, plan, OF_PLANE)
             z, rest = parted(rest, plan, OF_SLICE)
             p, q = parted(rest, plan, OF_ROW)
-            plane = np.int64(n) * channels + channel
+            plane = np.int64(n) * groups + group
             place = np.int32(first_p + p * step_p), np.int32(first_q + q * step_q)
             d = np.int32(first_z + z * step_z + tap * tap_z)
-            at = plane * plan[SOURCE_PLANE] + d * plan[SOURCE_Z] + np.int64(place[0]) * pitch + place[1]
+            at = plane * plan[SOURCE_PLANE] + channel * plan[SOURCE_CHANNEL] + d * plan[SOURCE_Z]
+            at += np.int64(place[0]) * pitch + place[1]
             p, q = p * height, q * width
             at_y = plane * plan[TILE_PLANE] + z * plan[TILE_Z] + np.int64(p) * y_pitch + q
             total = add_products(
                 total, x, at, pitch, place, (rows_there, columns_there), inside(d, slices),
-                y, at_y, y_pitch, np.int32(y_rows - p),
+                y, at_y, plan[TILE_CHANNEL], y_pitch, np.int32(y_rows - p),
             )  # fmt: skip
         put(total, sums, t)
         half = threads // 2
         while half:
             cuda.syncthreads()
             if t < half:
-                for r in range(taps):
+                for r in range(channels * taps):
                     sums[r * threads + t] += sums[r * threads + t + half]
             half //= 2
         cuda.syncthreads()
-        for r in range(t, taps, threads):
-            to = part * plan[W_SIZE] + (np.int64(channel) * kernel[0] + tap) * taps + r
-            store(out, to, sums[r * threads])
+        for r in range(t, channels * taps, threads):
+            at = part * plan[W_SIZE] + group * plan[W_GROUP] + r // taps * plan[W_ROW] + channel * plan[W_CHANNEL]
+            store(out, at + tap * taps + r % taps, sums[r * threads])
 
     return depthwise_weight_kernel

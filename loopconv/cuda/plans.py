@@ -118,12 +118,12 @@ def is_grouped(geometry, contraction):
 def is_narrow(geometry, contraction, numbers):
     """Whether each group has few result channels, so that a tile of them, with the taps, fits a thread.
 
-    Weight gradients only where it has one channel of x, too. Tiles have 31 bits; without groups there have to be as many
-    as the threads of a chip, or few steps.
+    Tiles have 31 bits; without groups there have to be as many as the threads of a chip, or few steps, and their weight
+    gradients are products of tiles.
     """
     p = problem(geometry)
     rows, channels = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
-    if rows > SMALL_GROUP or (contraction == "weight" and not rows == channels == 1):
+    if rows > SMALL_GROUP or (contraction == "weight" and p.G == 1):
         return False
     cut = depthwise_cut(geometry, contraction, numbers)
     if cut is None or p.N * p.G * cut.tiles[0] >= 2**31 - DEPTHWISE.threads:
@@ -378,6 +378,7 @@ def _cut(p, contraction, numbers, sizes, shape):
     is_weight, is_whole = contraction == "weight", not sizes[2] % width
     M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
     words = M * (height * width + taps) + across * (down if is_weight else 1)
+    C = 1 if is_weight else C
     # what goes around in loops besides
     words += DEPTHWISE.carried * (is_weight or p.k[0] > 1 or C > 1)
     fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and M * products <= DEPTHWISE.products
@@ -418,14 +419,14 @@ def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
 def depthwise_weight_plan(geometry, numbers, capability):
     """The weight gradient of depthwise layers: each block sums a part of a channel's tiles."""
     p, cut, threads = problem(geometry), depthwise_cut(geometry, "weight", numbers), DEPTHWISE.threads
-    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, threads
-    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.k[0], _resident(cut, numbers)
+    constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, p.K, threads
+    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.C * p.k[0], _resident(cut, numbers)
     places = CHIPS[nearest(capability)].processors * resident
     parts = max(1, min(places // blocks, tiles // (DEPTHWISE.turns * threads), MOST_SPLITS))
     launch = Launch(
         depthwise.make_depthwise_weight, constants, ("x", "y", "partial" if parts > 1 else "w"),
         _depthwise_header(p, "weight", cut, tiles, False, parts), blocks * parts, threads,
-        prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
+        p.K * prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
     )  # fmt: skip
     return with_parts((launch,), numbers, parts, prod(geometry.w_shape))
 
@@ -444,7 +445,7 @@ def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):
         source, source_steps, tile_steps, depth = p.y, p.y_step, p.x_step, (p.pad[0], 1, -p.dilation[0])
         M, C, w_steps = C, M, (taps, C * taps)
     rows = [
-        *((*_divisor(size), 0) for size in (*cut.tiles, p.G, p.k[0])),
+        *((*_divisor(size), 0) for size in (*cut.tiles, p.G, p.C, p.k[0])),
         (tiles, int(has_bias), -(-tiles // parts), 0), (*source, source_steps[2]), (*depth, 0),
         (*cut.rows[:2], *cut.columns[:2]), (*cut.sizes[1:], tile_steps[2], 0),
     ]  # fmt: skip

@@ -106,10 +106,10 @@ def pixel_of(source, at, pitch, place, sizes, ok, row, column):
 
 
 def make_finish(height, width, channels, wide):
-    """finish(tile, out, to, step, pitch, rows, columns): write a tile from out[to] on, as far as there are rows and columns.
+    """finish(tile, out, to, step, pitch, rows, columns): write a tile from out[to] on, as far as it is there.
 
-    Channels are `step` apart, rows `pitch`.
-    With `wide`, all columns of a tile are there, and side by side up to 16 bytes of them are aligned.
+    Channels are `step` apart, rows `pitch`; there are so many rows and columns. With `wide`, all columns of a tile are
+    there, and side by side up to 16 bytes of them are aligned.
     """
 
     def finish_twin(tile, out, to, step, pitch, rows, columns):
@@ -160,49 +160,52 @@ def _rows_of(builder, source, given, of_rows, of_columns):
         )
 
 
-def make_gradient(dtype, rows, columns, kernel):
+def make_gradient(dtype, rows, columns, kernel, channels):
     """(begin, add_products) of the sums of all taps of a slice of a `kernel`.
 
-    add_products(tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count)
-        tile[tap] += y * source for the first `count` rows of a tile of y, from y[at_y] on, whose columns all exist; the
-        rest as in `make_strip`.
+    add_products(tile, source, at, pitch, place, sizes, ok, y, at_y, y_step, y_pitch, count)
+        tile[channel, tap] += y * source for the first `count` rows of a tile of y, from y[at_y] on, whose columns all
+        exist, and for its channels, `y_step` apart; the rest as in `make_strip`.
     """
-    of_rows, of_columns, across = meets(rows), meets(columns), kernel[2]
+    of_rows, of_columns, across, taps = meets(rows), meets(columns), kernel[2], kernel[1] * kernel[2]
 
-    def add_twin(tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count):
+    def add_twin(tile, source, at, pitch, place, sizes, ok, y, at_y, y_step, y_pitch, count):
         tile = list(tile)
         for a, b in np.ndindex(min(count, len(rows)), len(columns)):
-            for (down, r), (right, s) in product(rows[a], columns[b]):
+            for m, (down, r), (right, s) in product(range(channels), rows[a], columns[b]):
                 value = pixel_of(source, at, pitch, place, sizes, ok, down, right)
-                tile[r * across + s] += load(y, at_y + a * y_pitch + b) * value
+                tile[m * taps + r * across + s] += load(y, at_y + m * y_step + a * y_pitch + b) * value
         return tuple(tile)
 
-    @paired(lambda: (0,) * (kernel[1] * across))
+    @paired(lambda: (0,) * (channels * taps))
     def begin(typing):
-        tile = types.UniTuple(getattr(types, dtype), kernel[1] * across)
+        tile = types.UniTuple(getattr(types, dtype), channels * taps)
         zero = getattr(types, dtype)
         return tile(), lambda context, builder, signature, values: context.make_tuple(
             builder, tile, [context.get_constant(zero, 0)] * tile.count
         )
 
     @paired(add_twin)
-    def add_products(typing, tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count):
+    def add_products(typing, tile, source, at, pitch, place, sizes, ok, y, at_y, y_step, y_pitch, count):
         def codegen(context, builder, signature, values):
-            parts, (y, at_y, y_pitch, count) = cgutils.unpack_tuple(builder, values[0]), values[-4:]
-            patch = dict(_rows_of(builder, source, values[1:-4], of_rows, of_columns))
-            element, of_y = emit.element_of(y_type), []
-            for a, start in enumerate(_starts(builder, at_y, y_pitch, range(len(rows)))):
-                bits = builder.zext(builder.icmp_signed("<", I32(a), count), I32)
-                address = emit.address_of(builder, y, start, element, element, GLOBAL)
-                of_y.append([emit.read_if(builder, address, b, bits, y_type) for b in range(len(columns))])
+            parts, (y, at_y, y_step, y_pitch, count) = cgutils.unpack_tuple(builder, values[0]), values[-5:]
+            patch = dict(_rows_of(builder, source, values[1:-5], of_rows, of_columns))
+            element, of_y = emit.element_of(y_type), {}
+            for m in range(channels):
+                first = builder.add(at_y, builder.mul(y_step, I64(m)))
+                for a, start in enumerate(_starts(builder, first, y_pitch, range(len(rows)))):
+                    bits = builder.zext(builder.icmp_signed("<", I32(a), count), I32)
+                    address = emit.address_of(builder, y, start, element, element, GLOBAL)
+                    for b in range(len(columns)):
+                        of_y[m, a, b] = emit.read_if(builder, address, b, bits, y_type)
             for a, row in enumerate(rows):
                 # a row that is not there would make NaN of zero times what only others meet
                 before, kept = list(parts), builder.block
                 with builder.if_then(builder.icmp_signed("<", I32(a), count)):
-                    for (down, r), (b, taps) in product(row, enumerate(columns)):
-                        for right, s in taps:
-                            n = r * across + s
-                            parts[n] = builder.fma(of_y[a][b], patch[down][right], parts[n])
+                    for m, (down, r), (b, found) in product(range(channels), row, enumerate(columns)):
+                        for right, s in found:
+                            n = m * taps + r * across + s
+                            parts[n] = builder.fma(of_y[m, a, b], patch[down][right], parts[n])
                     summed = builder.block
                 for n, (old, new) in enumerate(zip(before, parts)):
                     parts[n] = builder.phi(old.type)
@@ -212,8 +215,8 @@ def make_gradient(dtype, rows, columns, kernel):
 
         y_type = y.dtype
         pair = types.UniTuple(types.int32, 2)
-        given = (source, types.int64, types.int32, pair, pair, types.boolean, y, types.int64, types.int32, types.int32)
-        return tile(tile, *given), codegen
+        places = types.int64, types.int64, types.int32, types.int32
+        return tile(tile, source, types.int64, types.int32, pair, pair, types.boolean, y, *places), codegen
 
     return begin, add_products
 
