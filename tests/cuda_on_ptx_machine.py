@@ -145,6 +145,14 @@ CASES = [
     *on_tensor_cores((1, 600, 1, 2), (3, 600, 1, 1)),
     *on_tensor_cores((1, 3, 4, 8), (5, 3, 1, 1)),
     *on_tensor_cores((300, 8, 3, 1), (20, 8, 1, 1), (FLOAT32._replace(precision="tf32"),), CONTRACTIONS[2:]),
+    # few result channels, with and without groups
+    *of_chosen((2, 7, 13, 11), (3, 7, 3, 3), padding=1, storages=DTYPES),
+    *of_chosen((2, 8, 9, 10), (8, 4, 3, 3), groups=2, padding=1, stride=(2, 1), storages=DTYPES),
+    *of_chosen((3, 6, 9, 10), (4, 3, 2, 3), groups=2, padding=(0, 1), dilation=(2, 1)),
+    *of_chosen((2, 3, 16, 16), (20, 3, 4, 4), stride=2, padding=1),
+    *of_chosen((1, 1, 30, 33), (12, 1, 9, 9), stride=3, padding=4),
+    *of_chosen((1, 3, 5, 6, 7), (9, 3, 2, 3, 3), padding=1, stride=(2, 1, 1)),
+    *of_chosen((2, 4, 100), (4, 2, 5), groups=2, dilation=2),
     # small groups, in one part and in several
     *of_chosen((2, 6, 13, 11), (6, 1, 3, 3), storages=DTYPES, groups=6, padding=1),
     *of_chosen((2, 8, 13, 11), (8, 4, 3, 3), storages=DTYPES, groups=2, padding=1),

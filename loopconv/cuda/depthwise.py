@@ -12,7 +12,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from loopconv.cuda.elements import device, load, store
+from loopconv.cuda.elements import device, store
 from loopconv.cuda.intrinsics import entry, inside
 from loopconv.cuda.patches import make_numbers
 from loopconv.cuda.strips import make_finish, make_gradient, make_strip
