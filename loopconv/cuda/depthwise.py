@@ -8,6 +8,11 @@ stride, so that all phases of its pixels are in one tile, and what is written li
 Neighbouring threads own neighbouring tiles of a row; those of a plane's rows, and then of the planes, follow.
 """
 
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
 import numpy as np
 from numba import cuda
 from numba.cuda import types
@@ -15,7 +20,9 @@ from numba.cuda import types
 from loopconv.cuda.elements import device, store
 from loopconv.cuda.intrinsics import entry, inside
 from loopconv.cuda.patches import make_numbers
-from loopconv.cuda.strips import make_finish, make_gradient, make_strip
+from loopconv.cuda.strips import make_finish, make_gradient, make_strip, meets
+from loopconv.cuda.tiles import DEPTHWISE
+from loopconv.tiled.layout import problem
 
 # The plan array of both kernels: rows of four numbers of 32 bits, each one load. First are divisors, as (number,
 # multiplier, shift, 0): tiles of a plane, of a slice and of a row, groups, source channels, taps of the first axis.
@@ -33,13 +40,11 @@ TILE = 20  # (rows, columns, pitch) of the planes that are cut into tiles, 0
 ) = range(22, 34)  # fmt: skip
 
 
-# --------------------------------------------------------------------------------- what a tile reads
+# ------------------------------------------------------------------------------- the tile of a thread
 
 
 def forward_axis(k, stride, dilation, pad, run):
-    """(first, step, axis): the axis of `run` results, as in `strips`, and the first source pixel of tile i,
-    first + i * step.
-    """
+    """(first, step, axis) of tiles of `run` results: `strips` has the axis; tile i begins at first + i * step."""
     axis = tuple(tuple((pixel * stride + tap * dilation, tap) for tap in range(k)) for pixel in range(run))
     return -pad, run * stride, axis
 
@@ -56,6 +61,84 @@ def adjoint_axis(k, stride, dilation, pad, run):
     ]
     first = min(offset for taps in axis for offset, _ in taps)
     return first, run // stride, tuple(tuple((offset - first, tap) for offset, tap in taps) for taps in axis)
+
+
+class Cut(NamedTuple):
+    """How planes, of the result or of y, are cut into tiles."""
+
+    sizes: tuple  # of a plane: slices, rows, columns
+    rows: tuple  # (first, step, axis)
+    columns: tuple
+    wide: bool  # whether a tile's columns are all there, and can be written 16 bytes, or all, at a time
+    registers: int  # for what a thread holds at once
+    products: int  # of a tile
+    time: float  # expected for a plane
+
+    @property
+    def tiles(self):
+        """Tiles of a plane, of a slice, and of a row."""
+        down, across = (-(-size // len(axis)) for size, (_, _, axis) in zip(self.sizes[1:], (self.rows, self.columns)))
+        return self.sizes[0] * down * across, down * across, across
+
+    @property
+    def resident(self):
+        """Blocks of a multiprocessor, whose threads have some registers for positions besides, by the eight."""
+        registers = -(-(self.registers + DEPTHWISE.others) // 8) * 8
+        return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // registers)
+
+
+@lru_cache(maxsize=256)
+def cut_of(geometry, contraction, numbers):
+    """The cut that is expected to be done first; None where no tile fits into registers with its taps."""
+    p = problem(geometry)
+    if prod(p.k[1:]) > DEPTHWISE.registers:
+        return None
+    sizes, units = (p.x, p.stride) if contraction == "adjoint" else (p.y, (1, 1, 1))
+    # as many rows of tiles as there are anyway have as many rows each
+    heights = {-(-sizes[1] // -(-sizes[1] // most)) for most in range(1, DEPTHWISE.rows + 1)}
+    heights = sorted({-(-height // units[1]) * units[1] for height in heights})
+    cuts = [
+        _cut(p, contraction, numbers, sizes, shape)
+        for shape in product(heights, [units[2] << n for n in range(4)])
+        if prod(shape) <= DEPTHWISE.results or shape == units[1:]
+    ]
+    # y's tiles are whole: a pixel that is not there would make NaN of zero times what only others meet
+    cuts = [cut for cut in cuts if contraction != "weight" or not sizes[2] % len(cut.columns[2])]
+    fitting = [
+        cut
+        for cut in cuts
+        if cut.registers <= DEPTHWISE.registers
+        and cut.products <= DEPTHWISE.products
+        and len(meets(cut.columns[2])) <= 32
+    ]
+    return min(fitting, key=lambda cut: cut.time, default=None)
+
+
+def _cut(p, contraction, numbers, sizes, shape):
+    """The cut into tiles of (rows, columns).
+
+    It takes as long as its instructions, of which a multiprocessor issues four at a time, or the turns of its first
+    cache: one for each 128 bytes from the first thread of a warp to the last. Of forward and adjoint of 3x3, 5x5 and
+    7x7 taps, the assembler makes within 6 % of so many instructions.
+    """
+    (height, width), is_weight = shape, contraction == "weight"
+    make = adjoint_axis if contraction == "adjoint" else forward_axis
+    rows, columns = (make(*axis, n) for axis, n in zip(list(zip(p.k, p.stride, p.dilation, p.pad))[1:], shape))
+    down, across, taps = len(meets(rows[2])), len(meets(columns[2])), prod(p.k[1:])
+    products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
+    M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
+    steps = p.k[0] if is_weight else C * p.k[0]
+    held = M * (height * width + taps) + across * (down if is_weight else 1)
+    registers = held * np.dtype(numbers.compute).itemsize // 4 + DEPTHWISE.carried * (is_weight or steps > 1)
+    wide = numbers.aligned and not is_weight and width > 1 and not width & (width - 1) and not sizes[2] % width
+    moves, lane = M * height * (-(-width // numbers.run) if wide else width), numbers.stored.itemsize / 4
+    turns = steps * (down * across * max(columns[1] * lane, 1) + M * taps * (steps > 1)) + moves * max(width * lane, 1)
+    instructions = 110 + steps * (3 * down * across + M * (taps * (not is_weight) + products)) + 3 * moves
+    cut = Cut(sizes, rows, columns, wide, registers, M * products, 0)
+    return cut._replace(time=cut.tiles[0] * max(instructions / 4, turns))
+
+
+# ------------------------------------------------------------------------------------------ kernels
 
 
 @device

@@ -10,7 +10,6 @@ import numpy as np
 from loopconv.cuda import depthwise, fragments, grouped, tensor, tiled
 from loopconv.cuda.emit import WIDE
 from loopconv.cuda.stages import DTYPES, Launch, Plan
-from loopconv.cuda.strips import meets
 from loopconv.cuda.tiles import (
     CHIPS,
     DEPTHWISE,
@@ -125,7 +124,7 @@ def is_narrow(geometry, contraction, numbers):
     rows, channels = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
     if rows > SMALL_GROUP or (contraction == "weight" and p.G == 1):
         return False
-    cut = depthwise_cut(geometry, contraction, numbers)
+    cut = depthwise.cut_of(geometry, contraction, numbers)
     if cut is None or p.N * p.G * cut.tiles[0] >= 2**31 - DEPTHWISE.threads:
         return False
     return p.G > 1 or p.N * cut.tiles[0] >= DEPTHWISE.enough or channels * prod(p.k) <= SMALL_STEPS
@@ -330,79 +329,11 @@ def weight_plan(geometry, numbers, capability, tile=None):
 # ------------------------------------------------------------------------------------------ depthwise
 
 
-class Cut(NamedTuple):
-    """How a depthwise kernel cuts planes, of the result or of y, into tiles."""
-
-    sizes: tuple  # of a plane: slices, rows, columns
-    rows: tuple  # (first, step, axis), as `depthwise.forward_axis` has it
-    columns: tuple
-    wide: bool  # whether a tile's columns are all there, and can be written 16 bytes, or all, at a time
-    words: int  # numbers that a thread holds at once
-    time: float  # expected for a plane
-
-    @property
-    def tiles(self):
-        """Tiles of a plane, of a slice, and of a row."""
-        down, across = (-(-size // len(axis)) for size, (_, _, axis) in zip(self.sizes[1:], (self.rows, self.columns)))
-        return self.sizes[0] * down * across, down * across, across
-
-
-@lru_cache(maxsize=256)
-def depthwise_cut(geometry, contraction, numbers):
-    """The cut that is expected to be done first; None where no tile, with its taps, fits into registers."""
-    p = problem(geometry)
-    sizes, units = (p.x, p.stride) if contraction == "adjoint" else (p.y, (1, 1, 1))
-    heights = {-(-sizes[1] // -(-sizes[1] // most)) for most in range(1, DEPTHWISE.rows + 1)}
-    shapes = product(sorted({-(-n // units[1]) * units[1] for n in heights}), [units[2] << n for n in range(4)])
-    cuts = [
-        _cut(p, contraction, numbers, sizes, shape)
-        for shape in shapes
-        if (prod(shape) <= DEPTHWISE.results or shape == units[1:]) and prod(p.k[1:]) <= DEPTHWISE.words
-    ]
-    return min((cut for cut in cuts if cut), key=lambda cut: cut.time, default=None)
-
-
-def _cut(p, contraction, numbers, sizes, shape):
-    """The cut into tiles of (rows, columns); None where they do not fit.
-
-    It takes as long as its instructions, of which a multiprocessor issues four at a time, or the turns of its first
-    cache: one for each 128 bytes from the first thread of a warp to the last.
-    """
-    make = depthwise.adjoint_axis if contraction == "adjoint" else depthwise.forward_axis
-    axes = list(zip(p.k, p.stride, p.dilation, p.pad))[1:]
-    rows, columns = (make(*axis, n) for axis, n in zip(axes, shape))
-    height, width = shape
-    down, across, taps = len(meets(rows[2])), len(meets(columns[2])), prod(p.k[1:])
-    products = sum(map(len, rows[2])) * sum(map(len, columns[2]))
-    # y's tiles are whole: a pixel that is not there would make NaN of zero times what only others meet
-    is_weight, is_whole = contraction == "weight", not sizes[2] % width
-    M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
-    words = M * (height * width + taps) + across * (down if is_weight else 1)
-    C = 1 if is_weight else C
-    # what goes around in loops besides
-    words += DEPTHWISE.carried * (is_weight or p.k[0] > 1 or C > 1)
-    fits = words * _size_of(numbers) <= DEPTHWISE.words and across <= 32 and M * products <= DEPTHWISE.products
-    if not fits or (is_weight and not is_whole):
-        return None
-    wide = numbers.aligned and is_whole and width > 1 and not is_weight and not width & (width - 1)
-    moves = M * height * (-(-width // numbers.run) if wide else width)
-    lane = numbers.stored.itemsize / 4
-    turns = C * (down * across * max(columns[1] * lane, 1) + M * taps * (C > 1)) + moves * max(width * lane, 1)
-    instructions = 90 + C * (2.5 * down * across + M * (taps * (not is_weight) + products)) + 3 * moves
-    cut = Cut(sizes, rows, columns, wide, words, 0)
-    return cut._replace(time=cut.tiles[0] * max(instructions / 4, turns))
-
-
-def _size_of(numbers):
-    """Registers of a number of the sums."""
-    return np.dtype(numbers.compute).itemsize // 4
-
-
 def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
     """The plan of a call that `is_narrow`."""
     if contraction == "weight":
         return depthwise_weight_plan(geometry, numbers, capability)
-    p, cut = problem(geometry), depthwise_cut(geometry, contraction, numbers)
+    p, cut = problem(geometry), depthwise.cut_of(geometry, contraction, numbers)
     source, out = ("x", "y") if contraction == "forward" else ("y", "x")
     every, threads = p.stride[0] if contraction == "adjoint" else 1, DEPTHWISE.threads
     M, C = (p.C, p.K) if contraction == "adjoint" else (p.K, p.C)
@@ -411,16 +342,16 @@ def depthwise_plan(contraction, geometry, numbers, capability, has_bias):
     launch = Launch(
         depthwise.make_depthwise_sum, constants, (source, "w", "bias" if has_bias else "w", out),
         _depthwise_header(p, contraction, cut, tiles, has_bias, 1), -(-tiles // threads), threads,
-        resident=_resident(cut, numbers),
+        resident=cut.resident,
     )  # fmt: skip
     return Plan((launch,), {})
 
 
 def depthwise_weight_plan(geometry, numbers, capability):
     """The weight gradient of depthwise layers: each block sums a part of a channel's tiles."""
-    p, cut, threads = problem(geometry), depthwise_cut(geometry, "weight", numbers), DEPTHWISE.threads
+    p, cut, threads = problem(geometry), depthwise.cut_of(geometry, "weight", numbers), DEPTHWISE.threads
     constants = numbers.compute, cut.rows[2], cut.columns[2], p.k, p.K, threads
-    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.C * p.k[0], _resident(cut, numbers)
+    tiles, blocks, resident = p.N * cut.tiles[0], p.G * p.C * p.k[0], cut.resident
     places = CHIPS[nearest(capability)].processors * resident
     parts = max(1, min(places // blocks, tiles // (DEPTHWISE.turns * threads), MOST_SPLITS))
     launch = Launch(
@@ -429,12 +360,6 @@ def depthwise_weight_plan(geometry, numbers, capability):
         p.K * prod(p.k[1:]) * threads * np.dtype(numbers.compute).itemsize, resident,
     )  # fmt: skip
     return with_parts((launch,), numbers, parts, prod(geometry.w_shape))
-
-
-def _resident(cut, numbers):
-    """Blocks of a multiprocessor whose threads have the registers for what they hold, and some for positions."""
-    registers = cut.words * _size_of(numbers) + DEPTHWISE.others
-    return min(DEPTHWISE.resident, 2**16 // DEPTHWISE.threads // registers)
 
 
 def _depthwise_header(p, contraction, cut, tiles, has_bias, parts):

@@ -94,7 +94,7 @@ class Depthwise(NamedTuple):
     threads: int
     rows: int  # of a tile, at most
     results: int  # of a tile, at most, but for those of all phases of the adjoint
-    words: int  # registers for what a thread holds at once: sums, taps, source pixels
+    registers: int  # for what a thread holds at once: sums, taps, source pixels
     carried: int  # of these, for what loops carry besides
     others: int  # registers for all else
     products: int  # that are unrolled
@@ -107,8 +107,8 @@ DEPTHWISE = Depthwise(
     threads=128,
     rows=8,
     results=16,
-    words=136,
-    carried=24,
+    registers=136,
+    carried=20,
     others=40,
     products=1024,
     resident=8,
