@@ -519,7 +519,7 @@ def is_exact(geometry, contraction):
 
 def is_faster(geometry, contraction, capability):
     """Whether it is expected to be faster than implicit GEMM in float32, by the multiply-adds of whole blocks."""
-    if plans.is_grouped(geometry, contraction):
+    if plans.is_grouped(geometry, contraction) or plans.is_depthwise(geometry, contraction, plans.Numbers("float32")):
         return False
     known = nearest(capability)
     chip, is_weight = CHIPS[known], contraction == "weight"
