@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cuda_checks import bias_of, check_plan
+from cuda_checks import RESULT, bias_of, check_plan
 from helpers import random_array
 from ptx_machine import PtxError, compiled
 
-from loopconv import geometry, registry
+from loopconv import geometry, reference, registry
 from loopconv.cuda import assembled, build, driver, plans, textbook, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.stages import DTYPES
@@ -104,7 +104,17 @@ def of_chosen(x_shape, w_shape, contractions=CONTRACTIONS, storages=("float32",)
             yield contraction, geometry.conv(x_shape, w_shape, **settings), Numbers(storage), None
 
 
-TENSOR_CORES = Numbers("float32", "tf32"), Numbers("float16"), Numbers("bfloat16", aligned=False)
+def of_depthwise(x_shape, k, numbers=(FLOAT32,), contractions=CONTRACTIONS, **settings):
+    """(contraction, geometry, numbers, None) of as many groups as there are channels."""
+    g = geometry.conv(x_shape, (x_shape[1], 1, *k), groups=x_shape[1], **settings)
+    for contraction in contractions:
+        for each in numbers:
+            yield contraction, g, each, None
+
+
+EVERY_DTYPE = [Numbers(storage, aligned=aligned) for storage in DTYPES for aligned in (True, False)]
+
+TENSOR_CORES = Numbers("float32", "tf32"), Numbers("bfloat16", aligned=False)
 
 
 def on_tensor_cores(x_shape, w_shape, numbers=TENSOR_CORES, contractions=CONTRACTIONS, **settings):
@@ -146,15 +156,36 @@ CASES = [
     *on_tensor_cores((1, 3, 4, 8), (5, 3, 1, 1)),
     *on_tensor_cores((300, 8, 3, 1), (20, 8, 1, 1), (FLOAT32._replace(precision="tf32"),), CONTRACTIONS[2:]),
     # few result channels, with and without groups
-    *of_chosen((2, 7, 13, 11), (3, 7, 3, 3), padding=1, storages=DTYPES),
-    *of_chosen((2, 8, 9, 10), (8, 4, 3, 3), groups=2, padding=1, stride=(2, 1), storages=DTYPES),
+    *of_chosen((1, 8, 15, 15), (8, 4, 3, 3), groups=2, padding=1, storages=DTYPES),
+    *of_chosen((2, 7, 13, 11), (3, 7, 3, 3), padding=1),
+    *of_chosen((2, 8, 9, 10), (8, 4, 3, 3), groups=2, padding=1, stride=(2, 1)),
     *of_chosen((3, 6, 9, 10), (4, 3, 2, 3), groups=2, padding=(0, 1), dilation=(2, 1)),
     *of_chosen((2, 3, 16, 16), (20, 3, 4, 4), stride=2, padding=1),
     *of_chosen((1, 1, 30, 33), (12, 1, 9, 9), stride=3, padding=4),
     *of_chosen((1, 3, 5, 6, 7), (9, 3, 2, 3, 3), padding=1, stride=(2, 1, 1)),
     *of_chosen((2, 4, 100), (4, 2, 5), groups=2, dilation=2),
+    # depthwise: as in the table of the assembler, tiles past the ends of planes, small planes, and large ones in parts
+    *of_depthwise((2, 3, 16, 16), (3, 3), EVERY_DTYPE, padding=1),
+    *of_depthwise((2, 2, 16, 16), (5, 5), stride=2, padding=2),
+    *of_depthwise((1, 2, 16, 16), (7, 7), padding=3),
+    *of_depthwise((2, 2, 3, 16, 16), (3, 3, 3), padding=1),
+    *of_depthwise((2, 6, 13, 11), (3, 3), padding=1),
+    *of_depthwise((3, 5, 7, 7), (3, 3), padding=1),
+    *of_depthwise((5, 3, 3, 2), (3, 3), padding=1),
+    *of_depthwise((150, 2, 4, 4), (2, 3), padding=(0, 1)),
+    *of_depthwise((5, 1, 50, 48), (3, 3), padding=1),
+    # strides and dilations, phases without taps, taps beyond the image, cropping, one axis, three
+    *of_depthwise((2, 3, 18, 20), (3, 3), EVERY_DTYPE, stride=2, padding=1),
+    *of_depthwise((2, 3, 17, 19), (3, 4), stride=(3, 2), dilation=(2, 3), padding=((3, 1), (0, 4))),
+    *of_depthwise((1, 3, 9, 8), (1, 2), stride=(4, 3)),
+    *of_depthwise((2, 2, 4, 3), (7, 5), padding=((4, 3), (3, 2))),
+    *of_depthwise((2, 2, 12, 10), (3, 2), padding=((-2, 1), (0, -1)), dilation=(1, 2)),
+    *of_depthwise((2, 3, 150), (9,), (FLOAT32, Numbers("float16", aligned=False)), dilation=4, padding=5),
+    *of_depthwise((1, 2, 301), (31,), stride=3, padding=15),
+    *of_depthwise((2, 2, 5, 6, 8), (3, 2, 3), stride=(2, 1, 2), dilation=(1, 2, 1), padding=(2, 1, 1)),
+    # more taps than a thread has registers for
+    *of_depthwise((1, 2, 14, 15), (12, 13), (Numbers("float64"),), padding=6),
     # small groups, in one part and in several
-    *of_chosen((2, 6, 13, 11), (6, 1, 3, 3), storages=DTYPES, groups=6, padding=1),
     *of_chosen((2, 8, 13, 11), (8, 4, 3, 3), storages=DTYPES, groups=2, padding=1),
     *of_chosen((3, 2, 27, 29), (4, 1, 3, 3), groups=2, stride=(1, 2), padding=1),
     *of_chosen((3, 2, 27, 29), (2, 1, 1, 1), ("weight",), groups=2),
@@ -168,6 +199,21 @@ CASES = [
 @pytest.mark.parametrize(("contraction", "g", "numbers", "tile"), CASES)
 def test_tuned_kernels(contraction, g, numbers, tile):
     check(contraction, g, plan_of(contraction, g, numbers, tile), numbers, bias_of(contraction, g))
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_where_depthwise_kernels_have_nan(contraction):
+    """In the sums of one pixel alone, though rows of tiles that are not there would meet it with zeros."""
+    g = geometry.conv((1, 2, 17, 9), (2, 1, 3, 3), groups=2, stride=(1, 2), padding=((1, 0), (0, 2)))
+    for name, at in ((name, at) for name in {"x", "y"} - {RESULT[contraction]} for at in (0, -1)):
+        arrays = {n: random_array(getattr(g, f"{n}_shape"), "float32", i) for i, n in enumerate("xwy")}
+        arrays[name].reshape(-1)[at] = np.nan
+        expected = {n: array.copy() for n, array in arrays.items()}
+        getattr(reference, contraction)(g, **expected)
+        plan = plans.plan(contraction, g, FLOAT32, CAPABILITY)
+        run(FLOAT32, False, plan, {n: array.reshape(-1) for n, array in arrays.items()})
+        result = RESULT[contraction]
+        assert np.array_equal(np.isnan(arrays[result]), np.isnan(expected[result])), f"{name} {at}"
 
 
 def test_every_kernel_in_the_assemblers_table_is_run():

@@ -12,7 +12,7 @@ from helpers import literal, random_array, random_integers
 
 from loopconv import geometry, registry
 from loopconv.cases import CASES
-from loopconv.cuda import driver, intrinsics, plans, tiled, winograd
+from loopconv.cuda import depthwise, driver, intrinsics, plans, tiled, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.tiles import CHIPS, TILES, WEIGHT_TILES, Tile
 
@@ -67,6 +67,46 @@ def test_small_groups_on_the_cases(name):
         bias = bias_of(contraction, g)
         plan = grouped_plan_of(contraction, g, Numbers("float32"), bias is not None)
         check(contraction, g, plan, bias=bias)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", [{"padding": 1}, {"stride": (2, 3), "padding": ((2, 0), (1, 2)), "dilation": 2}])
+def test_depthwise(settings, storage):
+    g, numbers = geometry.conv((2, 2, 9, 10), (2, 1, 3, 3), groups=2, **settings), Numbers(storage)
+    for contraction in CONTRACTIONS:
+        bias = bias_of(contraction, g)
+        plan = plans.plan(contraction, g, numbers, CAPABILITY, bias is not None)
+        assert plan.launches[0].make.__module__ == depthwise.__name__
+        check(contraction, g, plan, numbers, bias)
+
+
+def test_depthwise_of_volumes():
+    g = geometry.conv((1, 2, 4, 4, 5), (2, 1, 3, 2, 2), groups=2, stride=(2, 1, 1), padding=1)
+    for contraction in CONTRACTIONS:
+        check(contraction, g, plans.plan(contraction, g, FLOAT32, CAPABILITY))
+
+
+def test_which_layers_are_depthwise():
+    """One channel of x and of y in a group, taps that fit registers with some pixels, tiles that 31 bits count."""
+    layer = geometry.conv((8, 64, 56, 56), (64, 1, 3, 3), groups=64)
+    choices = {
+        layer: True,
+        geometry.conv((1, 1, 17, 17), (1, 1, 9, 9)): True,
+        geometry.conv((8, 64, 56, 56), (128, 1, 3, 3), groups=64): False,
+        geometry.conv((8, 64, 56, 56), (64, 1, 31, 31), groups=64): False,
+        geometry.conv((2**15, 2**16, 1, 1), (2**16, 1, 1, 1), groups=2**16): False,
+    }
+    for g, expected in choices.items():
+        assert plans.is_narrow(g, "forward", FLOAT32) is expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 49, 112, 12544, 2**30 - 35, 2**31 - 1])
+def test_division_of_31_bits(size):
+    numbers = np.array([*plans._divisor(size), 0], np.int64)
+    words = numbers.astype(np.uint32).view(np.int64)
+    for i in {0, 1, size - 1, size, 2 * size - 1, 2**31 - 1, *range(97, 2**31, 2**31 // 50)}:
+        if i < 2**31:
+            assert depthwise.parted(np.int32(i), words, 0) == divmod(i, size)
 
 
 # Sizes around the tile of 16 result channels, 32 pixels and 8 steps, and primes; then images of 4 and of 13 x 5 pixels.

@@ -540,7 +540,8 @@ def fits(contraction, capability):
 
 def is_faster(geometry, contraction, capability):
     """Whether it is expected to be faster than implicit GEMM in float32, by the multiply-adds of whole blocks."""
-    if plans.is_grouped(geometry, contraction) or not fits(contraction, capability):
+    narrow = plans.is_narrow(geometry, contraction, plans.Numbers("float32"))
+    if narrow or plans.is_grouped(geometry, contraction) or not fits(contraction, capability):
         return False
     known = nearest(capability)
     chip, is_weight = CHIPS[known], contraction == "weight"
