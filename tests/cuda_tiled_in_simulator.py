@@ -86,13 +86,17 @@ def test_depthwise_of_volumes():
         check(contraction, g, plans.plan(contraction, g, FLOAT32, CAPABILITY))
 
 
-def test_which_layers_are_depthwise():
-    """One channel of x and of y in a group, taps that fit registers with some pixels, tiles that 31 bits count."""
+def test_which_layers_are_narrow():
+    """Few result channels in a group, taps that fit registers with some pixels, tiles that 31 bits count."""
     layer = geometry.conv((8, 64, 56, 56), (64, 1, 3, 3), groups=64)
     choices = {
         layer: True,
         geometry.conv((1, 1, 17, 17), (1, 1, 9, 9)): True,
-        geometry.conv((8, 64, 56, 56), (128, 1, 3, 3), groups=64): False,
+        geometry.conv((8, 64, 56, 56), (256, 1, 3, 3), groups=64): True,
+        geometry.conv((8, 64, 56, 56), (320, 1, 3, 3), groups=64): False,
+        geometry.conv((256, 64, 56, 56), (3, 64, 5, 5)): True,
+        geometry.conv((256, 64, 56, 56), (3, 64, 7, 7)): False,
+        geometry.conv((1, 2048, 7, 7), (4, 2048, 1, 1)): False,
         geometry.conv((8, 64, 56, 56), (64, 1, 31, 31), groups=64): False,
         geometry.conv((2**15, 2**16, 1, 1), (2**16, 1, 1, 1), groups=2**16): False,
     }
