@@ -36,7 +36,7 @@ def taps_of(axis):
 
 
 def make_strip(dtype, rows, columns, kernel):
-    """(begin, add_taps, finish) of a tile of the result, for a kernel of so many taps on three axes.
+    """(begin, add_taps) of a tile of the result, for a kernel of so many taps on three axes.
 
     begin(value)
         The tile, all of it `value`.
@@ -46,7 +46,7 @@ def make_strip(dtype, rows, columns, kernel):
     """
     width, size = len(columns), len(rows) * len(columns)
     of_rows, of_columns, across = meets(rows), meets(columns), kernel[2]
-    spots = [(r, s) for r, s in product(taps_of(rows), taps_of(columns))]
+    spots = list(product(taps_of(rows), taps_of(columns)))
 
     def add_twin(tile, source, at, pitch, place, sizes, ok, w, at_w):
         tile = list(tile)
@@ -76,9 +76,7 @@ def make_strip(dtype, rows, columns, kernel):
             return context.make_tuple(builder, signature.return_type, parts)
 
         w_type = w.dtype
-        pair = types.UniTuple(types.int32, 2)
-        given = (source, types.int64, types.int32, pair, pair, types.boolean, w, types.int64)
-        return tile(tile, *given), codegen
+        return tile(tile, source, *_place_types(), w, types.int64), codegen
 
     return begin, add_taps
 
@@ -119,6 +117,12 @@ def make_finish(height, width, wide):
     return finish
 
 
+def _place_types():
+    """Types of what says where a tile's source is: at, pitch, place, sizes, ok."""
+    pair = types.UniTuple(types.int32, 2)
+    return types.int64, types.int32, pair, pair, types.boolean
+
+
 def _rows_of(builder, source, given, of_rows, of_columns):
     """(offset, {offset of the column: pixel}) of each row that a tile reads."""
     pointer, at, pitch, place, sizes, ok = given
@@ -133,13 +137,9 @@ def _rows_of(builder, source, given, of_rows, of_columns):
         is_inside = builder.icmp_unsigned("<", builder.add(row, I32(down)), height)
         bits = builder.select(is_inside, mask, I32(0))
         address = emit.address_of(builder, pointer, start, element, element, GLOBAL)
-        yield (
-            down,
-            {
-                offset: emit.read_if(builder, address, offset, builder.and_(bits, I32(1 << n)), source.dtype)
-                for n, offset in enumerate(of_columns)
-            },
-        )
+        guards = {offset: builder.and_(bits, I32(1 << n)) for n, offset in enumerate(of_columns)}
+        yield down, {offset: emit.read_if(builder, address, offset, guard, source.dtype)
+                     for offset, guard in guards.items()}  # fmt: skip
 
 
 def make_gradient(dtype, rows, columns, kernel):
@@ -162,10 +162,7 @@ def make_gradient(dtype, rows, columns, kernel):
     @paired(lambda: (0,) * (kernel[1] * across))
     def begin(typing):
         tile = types.UniTuple(getattr(types, dtype), kernel[1] * across)
-        zero = getattr(types, dtype)
-        return tile(), lambda context, builder, signature, values: context.make_tuple(
-            builder, tile, [context.get_constant(zero, 0)] * tile.count
-        )
+        return tile(), lambda context, builder, signature, values: context.get_constant_null(tile)
 
     @paired(add_twin)
     def add_products(typing, tile, source, at, pitch, place, sizes, ok, y, at_y, y_pitch, count):
@@ -181,21 +178,16 @@ def make_gradient(dtype, rows, columns, kernel):
                 # a row that is not there would make NaN of zero times what only others meet
                 before, kept = list(parts), builder.block
                 with builder.if_then(builder.icmp_signed("<", I32(a), count)):
-                    for (down, r), (b, taps) in product(row, enumerate(columns)):
-                        for right, s in taps:
+                    for (down, r), b in product(row, range(len(columns))):
+                        for right, s in columns[b]:
                             n = r * across + s
                             parts[n] = builder.fma(of_y[a][b], patch[down][right], parts[n])
                     summed = builder.block
-                for n, (old, new) in enumerate(zip(before, parts)):
-                    parts[n] = builder.phi(old.type)
-                    parts[n].add_incoming(old, kept)
-                    parts[n].add_incoming(new, summed)
+                parts = [_either(builder, (old, kept), (new, summed)) for old, new in zip(before, parts)]
             return context.make_tuple(builder, signature.return_type, parts)
 
         y_type = y.dtype
-        pair = types.UniTuple(types.int32, 2)
-        given = (source, types.int64, types.int32, pair, pair, types.boolean, y, types.int64, types.int32, types.int32)
-        return tile(tile, *given), codegen
+        return tile(tile, source, *_place_types(), y, types.int64, types.int32, types.int32), codegen
 
     return begin, add_products
 
@@ -206,3 +198,11 @@ def _starts(builder, at, pitch, rows):
     for row in rows:
         at, before = builder.add(at, builder.mul(pitch, I64(row - before))), row
         yield at
+
+
+def _either(builder, *values):
+    """The one of (value, block) that the code came from."""
+    merged = builder.phi(values[0][0].type)
+    for value in values:
+        merged.add_incoming(*value)
+    return merged
