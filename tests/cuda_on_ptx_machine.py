@@ -5,6 +5,7 @@ They are compiled for devices, so NUMBA_ENABLE_CUDASIM must not be set: pytest t
 
 import re
 from functools import partial
+from math import prod
 
 import numpy as np
 import pytest
@@ -321,3 +322,22 @@ def test_banks_of_winograd(contraction):
     lines = [line for line in costs(contraction, g, FLOAT32, WINOGRAD) if line.shared and ".f32" in line.code]
     assert len(lines) > 100
     assert all(line.parts == line.least for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("contraction", "stride", "loads", "results"),
+    [("forward", 1, 10 * 4, 8 * 2), ("adjoint", 1, 10 * 4, 8 * 2), ("forward", 2, 17 * 3, 8), ("adjoint", 2, 9, 4 * 4)],
+)
+def test_sectors_of_depthwise_layers(contraction, stride, loads, results):
+    """What is written fills its sectors, also of all phases of the adjoint; a load of each tile touches 9 at most.
+
+    So many are 64 neighbouring pixels, of which 32 threads load every other one.
+    """
+    g = geometry.conv((1, 2, 32, 64), (2, 1, 3, 3), groups=2, stride=stride, padding=1)
+    lines = [line for line in costs(contraction, g, FLOAT32, None) if not line.shared]
+    written, read = (
+        sum(line.parts for line in lines if re.match(pattern, line.code)) for pattern in (r"st\.", r".*ld\.global\.nc")
+    )
+    size = prod(g.y_shape if contraction == "forward" else g.x_shape)
+    assert written == size / 8
+    assert 0 < read <= size / results / 32 * loads * 9

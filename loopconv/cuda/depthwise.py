@@ -109,7 +109,7 @@ def cut_of(geometry, contraction, numbers):
         for cut in cuts
         if cut.registers <= DEPTHWISE.registers
         and cut.products <= DEPTHWISE.products
-        and len(meets(cut.columns[2])) <= 32
+        and len(meets(cut.columns[2])) < 32
     ]
     return min(fitting, key=lambda cut: cut.time, default=None)
 

@@ -1,4 +1,4 @@
-"""What depthwise kernels do that Python cannot say: tiles of pixels of one plane in registers, and what they read.
+"""What kernels of few channels do that Python cannot say: tiles of pixels in registers, and what they read.
 
 As in `intrinsics`, a tile is a value, and each intrinsic has a twin in plain Python for the simulator.
 
@@ -20,6 +20,10 @@ from loopconv.cuda.intrinsics import SIMULATED, paired
 if not SIMULATED:
     from llvmlite import ir
     from numba.core import cgutils
+
+PAIR = types.UniTuple(types.int32, 2)
+# Where a tile is in its source: at, pitch, place, sizes, ok, as in `make_strip`.
+PLACED = types.int64, types.int32, PAIR, PAIR, types.boolean
 
 
 def meets(axis):
@@ -92,9 +96,7 @@ def make_strip(dtype, rows, columns, kernel, channels):
             return context.make_tuple(builder, signature.return_type, parts)
 
         w_type = w.dtype
-        pair = types.UniTuple(types.int32, 2)
-        given = (source, types.int64, types.int32, pair, pair, types.boolean, w, types.int64, types.int64)
-        return tile(tile, *given), codegen
+        return tile(tile, source, *PLACED, w, types.int64, types.int64), codegen
 
     return begin, add_taps
 
@@ -151,13 +153,9 @@ def _rows_of(builder, source, given, of_rows, of_columns):
         is_inside = builder.icmp_unsigned("<", builder.add(row, I32(down)), height)
         bits = builder.select(is_inside, mask, I32(0))
         address = emit.address_of(builder, pointer, start, element, element, GLOBAL)
-        yield (
-            down,
-            {
-                offset: emit.read_if(builder, address, offset, builder.and_(bits, I32(1 << n)), source.dtype)
-                for n, offset in enumerate(of_columns)
-            },
-        )
+        guards = {offset: builder.and_(bits, I32(1 << n)) for n, offset in enumerate(of_columns)}
+        yield down, {offset: emit.read_if(builder, address, offset, guard, source.dtype)
+                     for offset, guard in guards.items()}  # fmt: skip
 
 
 def make_gradient(dtype, rows, columns, kernel, channels):
@@ -180,10 +178,7 @@ def make_gradient(dtype, rows, columns, kernel, channels):
     @paired(lambda: (0,) * (channels * taps))
     def begin(typing):
         tile = types.UniTuple(getattr(types, dtype), channels * taps)
-        zero = getattr(types, dtype)
-        return tile(), lambda context, builder, signature, values: context.make_tuple(
-            builder, tile, [context.get_constant(zero, 0)] * tile.count
-        )
+        return tile(), lambda context, builder, signature, values: context.get_constant_null(tile)
 
     @paired(add_twin)
     def add_products(typing, tile, source, at, pitch, place, sizes, ok, y, at_y, y_step, y_pitch, count):
@@ -207,16 +202,11 @@ def make_gradient(dtype, rows, columns, kernel, channels):
                             n = m * taps + r * across + s
                             parts[n] = builder.fma(of_y[m, a, b], patch[down][right], parts[n])
                     summed = builder.block
-                for n, (old, new) in enumerate(zip(before, parts)):
-                    parts[n] = builder.phi(old.type)
-                    parts[n].add_incoming(old, kept)
-                    parts[n].add_incoming(new, summed)
+                parts = [_either(builder, (old, kept), (new, summed)) for old, new in zip(before, parts)]
             return context.make_tuple(builder, signature.return_type, parts)
 
         y_type = y.dtype
-        pair = types.UniTuple(types.int32, 2)
-        places = types.int64, types.int64, types.int32, types.int32
-        return tile(tile, source, types.int64, types.int32, pair, pair, types.boolean, y, *places), codegen
+        return tile(tile, source, *PLACED, y, types.int64, types.int64, types.int32, types.int32), codegen
 
     return begin, add_products
 
@@ -227,3 +217,11 @@ def _starts(builder, at, pitch, rows):
     for row in rows:
         at, before = builder.add(at, builder.mul(pitch, I64(row - before))), row
         yield at
+
+
+def _either(builder, *values):
+    """The one of (value, block) that the code came from."""
+    merged = builder.phi(values[0][0].type)
+    for value in values:
+        merged.add_incoming(*value)
+    return merged
