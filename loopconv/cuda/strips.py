@@ -21,9 +21,11 @@ if not SIMULATED:
     from llvmlite import ir
     from numba.core import cgutils
 
-PAIR = types.UniTuple(types.int32, 2)
-# Where a tile is in its source: at, pitch, place, sizes, ok, as in `make_strip`.
-PLACED = types.int64, types.int32, PAIR, PAIR, types.boolean
+
+def placed():
+    """The types of where a tile is in its source: at, pitch, place, sizes, ok, as in `make_strip`."""
+    pair = types.UniTuple(types.int32, 2)
+    return types.int64, types.int32, pair, pair, types.boolean
 
 
 def meets(axis):
@@ -96,7 +98,7 @@ def make_strip(dtype, rows, columns, kernel, channels):
             return context.make_tuple(builder, signature.return_type, parts)
 
         w_type = w.dtype
-        return tile(tile, source, *PLACED, w, types.int64, types.int64), codegen
+        return tile(tile, source, *placed(), w, types.int64, types.int64), codegen
 
     return begin, add_taps
 
@@ -206,7 +208,7 @@ def make_gradient(dtype, rows, columns, kernel, channels):
             return context.make_tuple(builder, signature.return_type, parts)
 
         y_type = y.dtype
-        return tile(tile, source, *PLACED, y, types.int64, types.int64, types.int32, types.int32), codegen
+        return tile(tile, source, *placed(), y, types.int64, types.int64, types.int32, types.int32), codegen
 
     return begin, add_products
 
