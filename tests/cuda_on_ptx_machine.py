@@ -14,6 +14,7 @@ from helpers import random_array
 from ptx_machine import PtxError, compiled
 
 from loopconv import geometry, reference, registry
+from loopconv.cases import CASES as TABLE
 from loopconv.cuda import assembled, build, driver, plans, textbook, winograd
 from loopconv.cuda.plans import Numbers
 from loopconv.cuda.stages import DTYPES
@@ -215,6 +216,13 @@ def test_where_depthwise_kernels_have_nan(contraction):
         run(FLOAT32, False, plan, {n: array.reshape(-1) for n, array in arrays.items()})
         result = RESULT[contraction]
         assert np.array_equal(np.isnan(arrays[result]), np.isnan(expected[result])), f"{name} {at}"
+
+
+@pytest.mark.parametrize("g", [case.geometry for case in TABLE if driver.is_tiled(case.geometry)], ids=str)
+def test_tiles_on_the_table_of_geometries(g):
+    for contraction in CONTRACTIONS:
+        tile = (WEIGHT_TILES if contraction == "weight" else TILES)[CAPABILITY]["float32"][-1]
+        check(contraction, g, plan_of(contraction, g, FLOAT32, tile), FLOAT32, bias_of(contraction, g))
 
 
 def test_every_kernel_in_the_assemblers_table_is_run():

@@ -17,8 +17,9 @@ from loopconv.cuda.plans import Numbers
 from loopconv.cuda.tiles import CHIPS, TILES, WEIGHT_TILES, Tile
 
 BY_NAME = {case.name: case.geometry for case in CASES}
-# A simulated thread takes 0.1 ms a slab, so blocks are single warps, and the rest of the table is for the small groups.
-SMALL = [name for name, g in BY_NAME.items() if 0 < g.macs < 2_500 and g.groups < 3]
+# A simulated thread takes 0.1 ms a slab, so blocks are single warps, and of the table these are some of the smallest:
+# compiled kernels take them all (cuda_on_ptx_machine.py).
+SMALL = [name for name, g in BY_NAME.items() if 0 < g.macs < 2_500 and g.groups < 3][::4]
 LEAST = Tile(16, 32, (1, 1), 8, 3, 1, 1.0)
 CONTRACTIONS = registry.CONTRACTIONS
 CAPABILITY = (9, 0)
@@ -60,7 +61,7 @@ def test_tiles_on_the_cases(name):
             check(contraction, g, plan_of(contraction, g, Numbers("float32"), LEAST, bias is not None), bias=bias)
 
 
-@pytest.mark.parametrize("name", ["depthwise-multiplier", "t-groups", "3d-all", "t-1d", "crop"])
+@pytest.mark.parametrize("name", ["3d-all", "t-1d"])
 def test_small_groups_on_the_cases(name):
     g = BY_NAME[name]
     for contraction in CONTRACTIONS:
@@ -157,8 +158,11 @@ def test_tiles_of_two_warps(contraction):
     check(contraction, g, plan_of(contraction, g, FLOAT32, TWO_WARPS))
 
 
-@pytest.mark.parametrize("numbers", [Numbers("float32", "tf32"), Numbers("bfloat16")], ids=str)
-@pytest.mark.parametrize("contraction", CONTRACTIONS)
+@pytest.mark.parametrize(
+    ("contraction", "numbers"),
+    [*((c, Numbers("float32", "tf32")) for c in ("forward", "weight")), ("adjoint", Numbers("bfloat16"))],
+    ids=str,
+)
 def test_tensor_cores(contraction, numbers):
     """What the lanes load for each other is only known where the compiled kernels run (cuda_on_ptx_machine.py)."""
     tile = (TENSOR_WEIGHT if contraction == "weight" else TENSOR)._replace(depth=16 if numbers.precision else 32)

@@ -157,7 +157,7 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
         a_from *= piece
         b_from = np.int32(plan[TABLE] + 2 * first_step)
         here = (first_image * plan[SOURCE_IMAGE] + group * plan[SOURCE_GROUP]) * piece
-        a_every, of_pixel = np.int32(every * plan[PITCH] * piece), np.int32(plan[SOURCE_Q] * piece)
+        a_every, of_pixel = every * plan[PITCH] * piece, np.int32(plan[SOURCE_Q] * piece)
         to = np.int32((t // PIECES) * pitch + (t % PIECES ^ t // PIECES // 4 % 4) * piece)
         spot_at = np.int32(spots_at + 4 * (t // PIECES))
         d_size, h_size, w_size = np.int32(plan[SIZE_Z]), np.int32(plan[SIZE_P]), np.int32(plan[SIZE_Q])
@@ -178,10 +178,11 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
             arrived()
             cuda.syncthreads()
             if step < slabs:
-                from_a = moved(packed, a_from)
                 for i in range(rows // every):
-                    fetch(shared, np.int32(slab_at + to), i * every * pitch, from_a, np.int32(i) * a_every, True)
+                    from_a = moved(packed, a_from + i * a_every)
+                    fetch(shared, np.int32(slab_at + to), i * every * pitch, from_a, 0, True)
                 offset, dz, dp, dq = entry(plan, b_from)
+                there = here + np.int64(offset) * piece
                 for i in range(columns // every):
                     at, z, p, q = noted(spots, np.int32(spot_at + 4 * i * every))
                     ok = inside(q + dq, w_size)
@@ -189,15 +190,8 @@ def make_sum(dtype, tile, quads, stages, axes, wide_out):
                         ok &= inside(z + dz, d_size)
                     if axes > 1:
                         ok &= inside(p + dp, h_size)
-                    from_b = moved(source, here + np.int64(at) * of_pixel)
-                    fetch(
-                        shared,
-                        np.int32(slab_at + to),
-                        b_start + i * every * pitch,
-                        from_b,
-                        offset * np.int32(piece),
-                        ok,
-                    )
+                    from_b = moved(source, there + np.int64(at) * of_pixel)
+                    fetch(shared, np.int32(slab_at + to), b_start + i * every * pitch, from_b, 0, ok)
                 a_from += PIECES * piece
                 b_from = np.int32(b_from + 2 * PIECES)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
@@ -302,7 +296,7 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
                 i = (turn & (ahead - 1)) * depth + d
                 y_at, x_at = noted(positions, np.int32(notes_at + 2 * i))
                 z, p, q, exists = noted(coordinates, np.int32(coordinates_at + 4 * i))
-                from_y, from_x = moved(y, (y_at + row_from) * piece), moved(x, x_at * piece)
+                from_y = moved(y, (y_at + row_from) * piece)
                 rows_now = rows_left if exists else np.int32(0)
                 for i in range(a_turns):
                     to = np.int32(slab_at + a_to + (order ^ np.int32(i * together)) * piece)
@@ -316,7 +310,7 @@ def make_weight(dtype, tile, quads, depth, stages, axes):
                         ok &= inside(z + dz, d_size)
                     if axes > 1:
                         ok &= inside(p + dp, h_size)
-                    fetch(shared, to, 0, from_x, offset * np.int32(piece), ok)
+                    fetch(shared, to, 0, moved(x, (x_at + offset) * piece), 0, ok)
             slab_at = np.int32(slab_at + stage) if slab_at < (stages - 1) * stage else np.int32(0)
             sent()
             if turn >= stages - 1:
