@@ -78,11 +78,11 @@ def is_winograd(geometry):
 def preferred(settings, capability):
     """The algorithm that is chosen for a call that names none."""
     contraction, geometry, dtype, _, precision, _ = settings
-    if dtype == "float32" and precision is None and is_winograd(geometry):
-        is_chosen = winograd.is_exact(geometry, contraction) and winograd.is_faster(geometry, contraction, capability)
-    else:
-        is_chosen = False
-    return "winograd2" if is_chosen else algorithms(contraction, geometry)[0]
+    is_full = dtype == "float32" and precision is None
+    is_taken = is_full and is_winograd(geometry) and winograd.is_exact(geometry, contraction)
+    if is_taken and winograd.is_faster(geometry, contraction, capability):
+        return "winograd2"
+    return algorithms(contraction, geometry)[0]
 
 
 def precisions(contraction, geometry, dtype):
