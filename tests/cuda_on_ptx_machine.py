@@ -114,7 +114,7 @@ def of_depthwise(x_shape, k, numbers=(FLOAT32,), contractions=CONTRACTIONS, **se
             yield contraction, g, each, None
 
 
-EVERY_DTYPE = [Numbers(storage, aligned=aligned) for storage in DTYPES for aligned in (True, False)]
+EVERY_DTYPE = [Numbers(storage, aligned=storage != "float16") for storage in DTYPES]
 
 TENSOR_CORES = Numbers("float32", "tf32"), Numbers("bfloat16", aligned=False)
 
@@ -158,7 +158,7 @@ CASES = [
     *on_tensor_cores((1, 3, 4, 8), (5, 3, 1, 1)),
     *on_tensor_cores((300, 8, 3, 1), (20, 8, 1, 1), (FLOAT32._replace(precision="tf32"),), CONTRACTIONS[2:]),
     # few result channels, with and without groups
-    *of_chosen((1, 8, 15, 15), (8, 4, 3, 3), groups=2, padding=1, storages=DTYPES),
+    *of_chosen((1, 8, 15, 15), (8, 4, 3, 3), groups=2, padding=1, storages=("float32", "float64", "float16")),
     *of_chosen((2, 7, 13, 11), (3, 7, 3, 3), padding=1),
     *of_chosen((2, 8, 9, 10), (8, 4, 3, 3), groups=2, padding=1, stride=(2, 1)),
     *of_chosen((3, 6, 9, 10), (4, 3, 2, 3), groups=2, padding=(0, 1), dilation=(2, 1)),
@@ -171,13 +171,12 @@ CASES = [
     *of_depthwise((2, 2, 16, 16), (5, 5), stride=2, padding=2),
     *of_depthwise((1, 2, 16, 16), (7, 7), padding=3),
     *of_depthwise((2, 2, 3, 16, 16), (3, 3, 3), padding=1),
-    *of_depthwise((2, 6, 13, 11), (3, 3), padding=1),
     *of_depthwise((3, 5, 7, 7), (3, 3), padding=1),
     *of_depthwise((5, 3, 3, 2), (3, 3), padding=1),
     *of_depthwise((150, 2, 4, 4), (2, 3), padding=(0, 1)),
     *of_depthwise((5, 1, 50, 48), (3, 3), padding=1),
     # strides and dilations, phases without taps, taps beyond the image, cropping, one axis, three
-    *of_depthwise((2, 3, 18, 20), (3, 3), EVERY_DTYPE, stride=2, padding=1),
+    *of_depthwise((2, 3, 18, 20), (3, 3), (FLOAT32, Numbers("bfloat16", aligned=False)), stride=2, padding=1),
     *of_depthwise((2, 3, 17, 19), (3, 4), stride=(3, 2), dilation=(2, 3), padding=((3, 1), (0, 4))),
     *of_depthwise((1, 3, 9, 8), (1, 2), stride=(4, 3)),
     *of_depthwise((2, 2, 4, 3), (7, 5), padding=((4, 3), (3, 2))),
@@ -186,9 +185,8 @@ CASES = [
     *of_depthwise((1, 2, 301), (31,), stride=3, padding=15),
     *of_depthwise((2, 2, 5, 6, 8), (3, 2, 3), stride=(2, 1, 2), dilation=(1, 2, 1), padding=(2, 1, 1)),
     # more taps than a thread has registers for
-    *of_depthwise((1, 2, 14, 15), (12, 13), (Numbers("float64"),), padding=6),
+    *of_depthwise((1, 2, 14, 15), (12, 13), (FLOAT32, Numbers("float64")), padding=6),
     # small groups, in one part and in several
-    *of_chosen((2, 8, 13, 11), (8, 4, 3, 3), storages=DTYPES, groups=2, padding=1),
     *of_chosen((3, 2, 27, 29), (4, 1, 3, 3), groups=2, stride=(1, 2), padding=1),
     *of_chosen((3, 2, 27, 29), (2, 1, 1, 1), ("weight",), groups=2),
     # Winograd's, past the ends of blocks and slabs, and in several parts

@@ -25,6 +25,7 @@ DEPTHWISE = {
     "volumes": geometry.conv((2, 64, 3, 16, 16), (64, 1, 3, 3, 3), padding=1, groups=64),
 }
 GROUPS = geometry.conv((2, 64, 15, 15), (64, 4, 3, 3), padding=1, groups=16)
+MANY_TAPS = geometry.conv((2, 64, 15, 15), (64, 1, 13, 13), padding=6, groups=64)
 
 # How the numbers of each table of tiles are stored, and their precision.
 STORED = {"float32": ("float32",), "float64": ("float64",), "half": ("bfloat16",), "tf32": ("float32", "tf32")}
@@ -53,7 +54,8 @@ def kernels(capability):
             )
     for storage in ("float32", "float64"):
         for contraction, name in (("forward", "sum"), ("weight", "weight")):
-            add(f"{name} {storage} groups", plans.plan(contraction, GROUPS, Numbers(storage), capability), storage)
+            for kind, g in (("groups", GROUPS), ("many taps", MANY_TAPS)):
+                add(f"{name} {storage} {kind}", plans.plan(contraction, g, Numbers(storage), capability), storage)
     for storage in ("float32", "bfloat16", "float64"):
         for name, g in DEPTHWISE.items() if storage == "float32" else [("3x3", DEPTHWISE["3x3"])]:
             for contraction in CONTRACTIONS:
