@@ -349,7 +349,7 @@ def test_numpy_arrays_are_convolved(settings, at_work):
 
 
 @pytest.mark.parametrize("contraction", registry.CONTRACTIONS)
-@pytest.mark.parametrize("name", ["3d-all", "t-groups"])
+@pytest.mark.parametrize("name", ["3d-all"])
 def test_arrays_of_a_gpu_are_convolved(name, contraction, at_work):
     (g,) = (case.geometry for case in CASES if case.name == name)
     for dtype, algorithm, offset in product(DTYPES, driver.algorithms(contraction, g), (0, 1)):
