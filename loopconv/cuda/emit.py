@@ -6,7 +6,7 @@ from numba.cuda import types
 QUAD = 4
 WIDE = 16  # bytes of the widest load
 GLOBAL, SHARED = 1, 3  # address spaces
-I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+I16, I32, I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
@@ -78,12 +78,9 @@ def write(builder, pointer, i, value, dtype):
     if not isinstance(value, list):
         builder.store(narrowed(builder, value, dtype), address_of(builder, pointer, i, element, element, GLOBAL))
         return
-    kind = ir.VectorType(element, len(value))
-    vector = ir.Constant(kind, ir.Undefined)
-    for n, part in enumerate(value):
-        vector = builder.insert_element(vector, narrowed(builder, part, dtype), I32(n))
-    size = dtype.bitwidth // 8 * len(value)
-    builder.store(vector, address_of(builder, pointer, i, element, kind, GLOBAL), align=size)
+    address = address_of(builder, pointer, i, element, ir.VectorType(element, len(value)), GLOBAL)
+    parts = [narrowed(builder, part, dtype) for part in value]
+    store_wide(builder, parts, address, dtype.bitwidth // 8 * len(value))
 
 
 def narrowed(builder, value, dtype):
@@ -107,9 +104,9 @@ def quads_of(builder, address, first, quads, spacing, element):
     return values
 
 
-def store_wide(builder, values, address):
-    """Store numbers that fill 16 bytes."""
+def store_wide(builder, values, address, align=WIDE):
+    """Store numbers side by side."""
     vector = ir.Constant(address.type.pointee, ir.Undefined)
     for n, value in enumerate(values):
         vector = builder.insert_element(vector, value, I32(n))
-    builder.store(vector, address, align=WIDE)
+    builder.store(vector, address, align=align)

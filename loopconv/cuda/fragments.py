@@ -182,13 +182,6 @@ def load_pairs(builder, way, data, at, step, i, pitch, is_a):
     return found
 
 
-def _load_matrices(builder, register, offset, way):
-    """Four matrices of 8 rows of 16 bytes, whose addresses the lanes give: one register of each."""
-    code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' * (way == 'turned')}.shared.b16 {{$0,$1,$2,$3}}, [$4+{offset}];"
-    result = emit.assemble(builder, ir.LiteralStructType([I32] * 4), code, "=r,=r,=r,=r,r,~{memory}", [register])
-    return [builder.extract_value(result, n) for n in range(4)]
-
-
 def make_singles(way, dtype, rows, columns, quads, depth, pitches):
     """multiply, of float64."""
 
